@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * VFIO external users: how KVM tracks the VFIO files of a VM
+ *
+ * An external user is somebody outside VFIO (KVM) whose behaviour depends on
+ * what the IOMMU does with the DMA of a VFIO file.  It holds on to the file,
+ * tells the VFIO drivers behind it which VM it belongs to, and is told each
+ * time the DMA of the file becomes non-coherent or coherent again.
+ *
+ * Nothing here is called directly: KVM must load, and do everything else,
+ * without VFIO.  It gets hold of vfio_external_user_api with symbol_get() and
+ * keeps that reference, and so vfio.ko, for as long as it has any user.
+ *
+ * Lock order, outermost first:
+ *
+ *   1. what the external user holds while it calls get(), put(), find()
+ *   2. VFIO's group and container locks
+ *   3. the lock of the external slot (struct vfio_external_slot)
+ *   4. what coherency_changed() takes
+ *
+ * 1 and 4 are therefore different locks.  coherency_changed() may sleep, but
+ * must not call back into VFIO.
+ */
+#ifndef _LINUX_VFIO_EXTERNAL_USER_H
+#define _LINUX_VFIO_EXTERNAL_USER_H
+
+#include <linux/types.h>
+
+struct file;
+struct iommu_group;
+struct kvm;
+struct vfio_external_slot;
+struct vfio_external_user;
+
+/**
+ * struct vfio_external_user_ops - what an external user is told
+ * @coherency_changed: the DMA of the user's file became non-coherent
+ *	(@noncoherent) or coherent again.  DMA is non-coherent while the file
+ *	is attached to an IOMMU domain that does not enforce cache coherency;
+ *	a file attached to nothing does no DMA and counts as coherent.  Calls
+ *	for one user alternate, beginning with true, and do not overlap.  The
+ *	system call that causes the change does not return before the callback
+ *	does.  Called in process context with VFIO's locks held, see the lock
+ *	order above.
+ */
+struct vfio_external_user_ops {
+	void (*coherency_changed)(struct vfio_external_user *user,
+				  bool noncoherent);
+};
+
+/**
+ * struct vfio_external_user - one VM's use of one VFIO file
+ * @ops: the callbacks; set by the owner before get()
+ * @kvm: the VM the file is used for; set by the owner before get()
+ * @file: the VFIO file, referenced from get() to put()
+ * @slot: private to VFIO: where the file's user is registered
+ *
+ * Embedded in a structure of its owner, which allocates it and may free it
+ * once put() has returned.  Nothing but @ops and @kvm has to be initialised.
+ */
+struct vfio_external_user {
+	const struct vfio_external_user_ops *ops;
+	struct kvm *kvm;
+	struct file *file;
+	struct vfio_external_slot *slot;
+};
+
+/**
+ * struct vfio_external_user_api - the way into vfio.ko
+ * @get: vfio_external_user_get()
+ * @put: vfio_external_user_put()
+ * @find: vfio_external_user_find()
+ * @iommu_group: vfio_file_iommu_group(), for the sPAPR TCE tables of ppc64
+ *
+ * One symbol for all of them, because looking a symbol up by its name is what
+ * costs most.
+ */
+struct vfio_external_user_api {
+	int (*get)(struct vfio_external_user *user, struct file *file);
+	void (*put)(struct vfio_external_user *user);
+	struct vfio_external_user *(*find)(struct file *file, struct kvm *kvm);
+	struct iommu_group *(*iommu_group)(struct file *file);
+};
+
+extern const struct vfio_external_user_api vfio_external_user_api;
+
+#endif /* _LINUX_VFIO_EXTERNAL_USER_H */
