@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// expect: include 1
+// expect: load 1
+// expect: emulate 1
+// expect: no_ipi 1
+// expect: no_need 1
+// expect 6.1: no_start_or_stop 0
+// expect 6.12: no_start_or_stop 1
+// expect: no_register 1
+// expect: no_register_export 1
+// expect: no_unregister 1
+// expect: no_unregister_export 1
+// expect: no_has 1
+// expect: no_has_export 1
+
+@include@
+@@
+ #include "x86.h"
++#include "noncoherent_dma.h"
+
+@load@
+identifier vcpu, cpu;
+@@
+ kvm_arch_vcpu_load(struct kvm_vcpu *vcpu, int cpu)
+ {
+ ...
+-	if (need_emulate_wbinvd(vcpu)) { ... }
++	kvm_wbinvd_vcpu_load(vcpu, cpu);
+ ...
+ }
+
+@emulate@
+identifier vcpu;
+@@
+ kvm_emulate_wbinvd_noskip(struct kvm_vcpu *vcpu)
+ {
+-	...
++	kvm_wbinvd(vcpu);
++	return X86EMUL_CONTINUE;
+ }
+
+// What noncoherent_dma.c has instead
+@no_ipi@
+identifier unused;
+@@
+-static void wbinvd_ipi(void *unused) { ... }
+
+@no_need@
+typedef bool;
+identifier vcpu;
+@@
+-static bool need_emulate_wbinvd(struct kvm_vcpu *vcpu) { ... }
+
+@no_start_or_stop@
+identifier kvm;
+@@
+-static void kvm_noncoherent_dma_assignment_start_or_stop(struct kvm *kvm) { ... }
+
+@no_register@
+identifier kvm;
+@@
+-void kvm_arch_register_noncoherent_dma(struct kvm *kvm) { ... }
+
+@no_register_export@
+declarer name EXPORT_SYMBOL_GPL;
+@@
+-EXPORT_SYMBOL_GPL(kvm_arch_register_noncoherent_dma);
+
+@no_unregister@
+identifier kvm;
+@@
+-void kvm_arch_unregister_noncoherent_dma(struct kvm *kvm) { ... }
+
+@no_unregister_export@
+declarer name EXPORT_SYMBOL_GPL;
+@@
+-EXPORT_SYMBOL_GPL(kvm_arch_unregister_noncoherent_dma);
+
+@no_has@
+typedef bool;
+identifier kvm;
+@@
+-bool kvm_arch_has_noncoherent_dma(struct kvm *kvm) { ... }
+
+@no_has_export@
+declarer name EXPORT_SYMBOL_GPL;
+@@
+-EXPORT_SYMBOL_GPL(kvm_arch_has_noncoherent_dma);
