@@ -1,0 +1,405 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KVM-VFIO pseudo device
+ *
+ * A VM may flush the host's caches, and choose the memory types its vCPUs use,
+ * exactly while one of its devices can do DMA that bypasses the caches.  User
+ * space cannot be taken at its word for that, so it creates this device and
+ * hands it the VFIO files of the VM; what the IOMMU does with their DMA, and
+ * when that changes, KVM hears from VFIO (see <linux/vfio_external_user.h>).
+ *
+ * Two mutexes, because VFIO's locks lie between them:
+ *
+ *   kvm_vfio.files_lock
+ *     VFIO's group and container locks, the lock of the external slot
+ *       kvm_vfio.coherency_lock
+ *         kvm->mmu_lock and what else the architecture needs to change the VM
+ *
+ * The outer one is held across calls into VFIO, the inner one is taken when
+ * VFIO calls.  kvm->lock is taken inside none of them but by the sPAPR code,
+ * under files_lock, and neither of them is taken under kvm->lock: some drivers
+ * take it while VFIO's group lock is held.
+ */
+#include <linux/err.h>
+#include <linux/file.h>
+#include <linux/kvm_host.h>
+#include <linux/list.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+#include <linux/vfio_external_user.h>
+
+#ifdef CONFIG_SPAPR_TCE_IOMMU
+#include <linux/iommu.h>
+#include <asm/kvm_ppc.h>
+#endif
+
+#define CREATE_TRACE_POINTS
+#include <trace/events/kvm_vfio.h>
+
+/**
+ * struct kvm_vfio - the device of one VM
+ * @kvm: the VM, which outlives the device
+ * @files_lock: protects @files and @vfio and serialises all that user space
+ *	does with the device
+ * @files: the tracked files, struct kvm_vfio_file
+ * @vfio: the way into vfio.ko.  A reference to it is held while @files is not
+ *	empty, so that it is looked up by name once and not for every call.
+ * @coherency_lock: protects @noncoherent_files and keeps what follows from it
+ *	in order
+ * @noncoherent_files: how many of @files do non-coherent DMA.  The VM is
+ *	registered with the architecture while this is not zero.
+ */
+struct kvm_vfio {
+	struct kvm *kvm;
+
+	struct mutex files_lock;
+	struct list_head files;
+	const struct vfio_external_user_api *vfio;
+
+	struct mutex coherency_lock;
+	unsigned int noncoherent_files;
+};
+
+/**
+ * struct kvm_vfio_file - one tracked file
+ * @user: what VFIO knows of it
+ * @kv: the device that tracks it
+ * @node: in &kvm_vfio.files
+ * @iommu_group: the group a TCE table was attached to, referenced; NULL if
+ *	there is none.  Protected by &kvm_vfio.files_lock.
+ */
+struct kvm_vfio_file {
+	struct vfio_external_user user;
+	struct kvm_vfio *kv;
+	struct list_head node;
+#ifdef CONFIG_SPAPR_TCE_IOMMU
+	struct iommu_group *iommu_group;
+#endif
+};
+
+/*
+ * The architecture makes the change complete before it returns: nothing that
+ * the VM does afterwards is based on the old state.
+ */
+static void kvm_vfio_coherency_changed(struct vfio_external_user *user,
+				       bool noncoherent)
+{
+	struct kvm_vfio_file *kvf =
+		container_of(user, struct kvm_vfio_file, user);
+	struct kvm_vfio *kv = kvf->kv;
+
+	mutex_lock(&kv->coherency_lock);
+	if (noncoherent) {
+		if (!kv->noncoherent_files++)
+			kvm_arch_register_noncoherent_dma(kv->kvm);
+	} else {
+		if (!--kv->noncoherent_files)
+			kvm_arch_unregister_noncoherent_dma(kv->kvm);
+	}
+	trace_kvm_vfio_coherency(kv->kvm, noncoherent, kv->noncoherent_files);
+	mutex_unlock(&kv->coherency_lock);
+}
+
+static const struct vfio_external_user_ops kvm_vfio_user_ops = {
+	.coherency_changed = kvm_vfio_coherency_changed,
+};
+
+/* KVM does not depend on VFIO: no VFIO, no VFIO file, no call to it. */
+static int kvm_vfio_get_api(struct kvm_vfio *kv)
+{
+	lockdep_assert_held(&kv->files_lock);
+
+	if (!kv->vfio)
+		kv->vfio = symbol_get(vfio_external_user_api);
+	return kv->vfio ? 0 : -EINVAL;
+}
+
+static void kvm_vfio_put_api_if_unused(struct kvm_vfio *kv)
+{
+	lockdep_assert_held(&kv->files_lock);
+
+	if (kv->vfio && list_empty(&kv->files)) {
+		symbol_put(vfio_external_user_api);
+		kv->vfio = NULL;
+	}
+}
+
+static struct kvm_vfio_file *kvm_vfio_find_file(struct kvm_vfio *kv,
+						struct file *file)
+{
+	struct vfio_external_user *user;
+
+	lockdep_assert_held(&kv->files_lock);
+
+	if (!kv->vfio)
+		return NULL;
+	user = kv->vfio->find(file, kv->kvm);
+	return user ? container_of(user, struct kvm_vfio_file, user) : NULL;
+}
+
+#ifdef CONFIG_SPAPR_TCE_IOMMU
+static void kvm_vfio_detach_tce_table(struct kvm_vfio_file *kvf)
+{
+	if (!kvf->iommu_group)
+		return;
+
+	kvm_spapr_tce_release_iommu_group(kvf->kv->kvm, kvf->iommu_group);
+	iommu_group_put(kvf->iommu_group);
+	kvf->iommu_group = NULL;
+}
+
+static int kvm_vfio_attach_tce_table(struct kvm_vfio *kv, struct file *file,
+				     int tablefd)
+{
+	struct iommu_group *iommu_group;
+	struct kvm_vfio_file *kvf;
+	long ret;
+
+	lockdep_assert_held(&kv->files_lock);
+
+	kvf = kvm_vfio_find_file(kv, file);
+	if (!kvf)
+		return -ENOENT;
+
+	iommu_group = kvf->iommu_group;
+	if (!iommu_group) {
+		/* A device's file has none, nor has a group that was removed. */
+		iommu_group = kv->vfio->iommu_group(file);
+		if (!iommu_group)
+			return -EINVAL;
+		/* A group without tables makes the attach below complain. */
+		if (!iommu_group_get_iommudata(iommu_group)) {
+			iommu_group_put(iommu_group);
+			return -EINVAL;
+		}
+	}
+
+	ret = kvm_spapr_tce_attach_iommu_group(kv->kvm, tablefd, iommu_group);
+	if (!ret)
+		kvf->iommu_group = iommu_group;
+	else if (!kvf->iommu_group)
+		iommu_group_put(iommu_group);
+	return ret;
+}
+
+static int kvm_vfio_set_spapr_tce(struct kvm_vfio *kv, void __user *arg)
+{
+	struct kvm_vfio_spapr_tce param;
+	struct file *file;
+	int ret;
+
+	if (copy_from_user(&param, arg, sizeof(param)))
+		return -EFAULT;
+
+	file = fget(param.groupfd);
+	if (!file)
+		return -EBADF;
+
+	mutex_lock(&kv->files_lock);
+	ret = kvm_vfio_attach_tce_table(kv, file, param.tablefd);
+	mutex_unlock(&kv->files_lock);
+
+	fput(file);
+	return ret;
+}
+#else
+static void kvm_vfio_detach_tce_table(struct kvm_vfio_file *kvf)
+{
+}
+
+static int kvm_vfio_set_spapr_tce(struct kvm_vfio *kv, void __user *arg)
+{
+	return -ENXIO;
+}
+#endif
+
+static int kvm_vfio_add_file(struct kvm_vfio *kv, struct file *file)
+{
+	struct kvm_vfio_file *kvf;
+	int ret;
+
+	lockdep_assert_held(&kv->files_lock);
+
+	kvf = kzalloc(sizeof(*kvf), GFP_KERNEL_ACCOUNT);
+	if (!kvf)
+		return -ENOMEM;
+	kvf->user.ops = &kvm_vfio_user_ops;
+	kvf->user.kvm = kv->kvm;
+	kvf->kv = kv;
+
+	ret = kvm_vfio_get_api(kv);
+	if (ret)
+		goto err_free;
+
+	ret = kv->vfio->get(&kvf->user, file);
+	if (ret)
+		goto err_put_api;
+
+	list_add_tail(&kvf->node, &kv->files);
+	kvm_arch_start_assignment(kv->kvm);
+	return 0;
+
+err_put_api:
+	kvm_vfio_put_api_if_unused(kv);
+err_free:
+	kfree(kvf);
+	return ret;
+}
+
+static void kvm_vfio_release_file(struct kvm_vfio_file *kvf)
+{
+	struct kvm_vfio *kv = kvf->kv;
+
+	lockdep_assert_held(&kv->files_lock);
+
+	list_del(&kvf->node);
+	kvm_vfio_detach_tce_table(kvf);
+	kv->vfio->put(&kvf->user);
+	kvm_arch_end_assignment(kv->kvm);
+	kfree(kvf);
+}
+
+static int kvm_vfio_del_file(struct kvm_vfio *kv, struct file *file)
+{
+	struct kvm_vfio_file *kvf;
+
+	lockdep_assert_held(&kv->files_lock);
+
+	kvf = kvm_vfio_find_file(kv, file);
+	if (!kvf)
+		return -ENOENT;
+
+	kvm_vfio_release_file(kvf);
+	kvm_vfio_put_api_if_unused(kv);
+	return 0;
+}
+
+/* Both take the address of a file descriptor. */
+static int kvm_vfio_set_file(struct kvm_vfio *kv, u64 attr, s32 __user *arg)
+{
+	struct file *file;
+	s32 fd;
+	int ret;
+
+	if (get_user(fd, arg))
+		return -EFAULT;
+
+	file = fget(fd);
+	if (!file)
+		return -EBADF;
+
+	mutex_lock(&kv->files_lock);
+	if (attr == KVM_DEV_VFIO_FILE_ADD)
+		ret = kvm_vfio_add_file(kv, file);
+	else
+		ret = kvm_vfio_del_file(kv, file);
+	mutex_unlock(&kv->files_lock);
+
+	trace_kvm_vfio_file(kv->kvm, attr == KVM_DEV_VFIO_FILE_ADD, fd, ret);
+	fput(file);
+	return ret;
+}
+
+static int kvm_vfio_has_attr(struct kvm_device *dev,
+			     struct kvm_device_attr *attr)
+{
+	if (attr->group != KVM_DEV_VFIO_FILE)
+		return -ENXIO;
+
+	switch (attr->attr) {
+	case KVM_DEV_VFIO_FILE_ADD:
+	case KVM_DEV_VFIO_FILE_DEL:
+		return 0;
+	case KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE:
+		return IS_ENABLED(CONFIG_SPAPR_TCE_IOMMU) ? 0 : -ENXIO;
+	default:
+		return -ENXIO;
+	}
+}
+
+static int kvm_vfio_set_attr(struct kvm_device *dev,
+			     struct kvm_device_attr *attr)
+{
+	struct kvm_vfio *kv = dev->private;
+
+	if (attr->group != KVM_DEV_VFIO_FILE)
+		return -ENXIO;
+
+	switch (attr->attr) {
+	case KVM_DEV_VFIO_FILE_ADD:
+	case KVM_DEV_VFIO_FILE_DEL:
+		return kvm_vfio_set_file(kv, attr->attr,
+					 u64_to_user_ptr(attr->addr));
+	case KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE:
+		return kvm_vfio_set_spapr_tce(kv, u64_to_user_ptr(attr->addr));
+	default:
+		return -ENXIO;
+	}
+}
+
+static int kvm_vfio_create(struct kvm_device *dev, u32 type)
+{
+	struct kvm_device *other;
+	struct kvm_vfio *kv;
+
+	lockdep_assert_held(&dev->kvm->lock);
+
+	/*
+	 * One for each VM.  A device whose last reference is being dropped is
+	 * on the list until it has let go of its files.
+	 */
+	list_for_each_entry(other, &dev->kvm->devices, vm_node) {
+		if (other->ops == &kvm_vfio_ops)
+			return -EBUSY;
+	}
+
+	kv = kzalloc(sizeof(*kv), GFP_KERNEL_ACCOUNT);
+	if (!kv)
+		return -ENOMEM;
+
+	kv->kvm = dev->kvm;
+	mutex_init(&kv->files_lock);
+	INIT_LIST_HEAD(&kv->files);
+	mutex_init(&kv->coherency_lock);
+	dev->private = kv;
+	return 0;
+}
+
+/*
+ * The file descriptor is gone, so nobody but VFIO can call any more.  This is
+ * not left to kvm_vfio_release() because that one runs under kvm->lock.
+ */
+static void kvm_vfio_close(struct kvm_device *dev)
+{
+	struct kvm_vfio *kv = dev->private;
+	struct kvm_vfio_file *kvf, *tmp;
+
+	lockdep_assert_not_held(&dev->kvm->lock);
+
+	mutex_lock(&kv->files_lock);
+	list_for_each_entry_safe(kvf, tmp, &kv->files, node)
+		kvm_vfio_release_file(kvf);
+	kvm_vfio_put_api_if_unused(kv);
+	mutex_unlock(&kv->files_lock);
+}
+
+static void kvm_vfio_release(struct kvm_device *dev)
+{
+	struct kvm_vfio *kv = dev->private;
+
+	mutex_destroy(&kv->coherency_lock);
+	mutex_destroy(&kv->files_lock);
+	kfree(kv);
+	kfree(dev);
+}
+
+const struct kvm_device_ops kvm_vfio_ops = {
+	.name = "kvm-vfio",
+	.create = kvm_vfio_create,
+	.close = kvm_vfio_close,
+	.release = kvm_vfio_release,
+	.set_attr = kvm_vfio_set_attr,
+	.has_attr = kvm_vfio_has_attr,
+};
