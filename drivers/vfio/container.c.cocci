@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// expect: attached 1
-// expect: detached 1
+// expect: joined 1
+// expect: left 1
 // expect: iommu_set 1
 
-@attached@
+// Under container->group_lock, when the attachment is complete or undone
+@joined@
 identifier container, group;
 @@
  vfio_container_attach_group(struct vfio_container *container, struct vfio_group *group)
  {
  ...
  	vfio_container_get(container);
-+	vfio_container_report_coherency(container, group);
++	vfio_container_report_joined(container, group);
  ...
  }
 
-@detached@
+@left@
 identifier container, group;
 @@
  vfio_group_detach_container(struct vfio_group *group)
@@ -22,8 +23,7 @@ identifier container, group;
  ...
  struct vfio_container *container = group->container;
  ...
-+	vfio_external_slot_update(&group->external, false);
-+	vfio_container_report_coherency(container, NULL);
++	vfio_container_report_left(container, group);
  	up_write(&container->group_lock);
  ...
  }
@@ -35,7 +35,7 @@ identifier container;
  {
  ...
  	mutex_unlock(&vfio.iommu_drivers_lock);
-+	vfio_container_report_coherency(container, NULL);
++	vfio_container_report_iommu(container);
  	up_write(&container->group_lock);
  ...
  }
