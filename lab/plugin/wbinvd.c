@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Counts the WBINVD instructions an emulated host really executes.
+ *
+ * A QEMU TCG plugin: the emulated machine runs a host kernel with KVM in it,
+ * and this is the one observer that neither that kernel nor its guests can
+ * fool. It sees every WBINVD (0f 09) and WBNOINVD (f3 0f 09) as it is executed
+ * and adds it to the count of the CPU that executed it.
+ *
+ * Host and guest. An instruction's callback runs *before* the instruction, and
+ * also for a WBINVD in an SVM guest of the emulated host, which SVM intercepts
+ * and which thus never reaches the caches. The two are told apart by following
+ * each CPU into and out of guest mode:
+ *
+ *   - VMRUN (0f 01 d8) executed outside guest mode enters it. A VMRUN that a
+ *     guest hypervisor executes is itself intercepted and changes nothing.
+ *   - #VMEXIT always resumes the host behind its VMRUN, so executing *that*
+ *     instruction leaves guest mode. It is known by its virtual address and by
+ *     the host memory it lies in, hence a guest running the same kernel at the
+ *     same addresses is not mistaken for the host.
+ *
+ * As a second test a host WBINVD must lie in the kernel's half of the address
+ * space. That drops the real-mode trampoline, in which a starting CPU executes
+ * one before it has any cache worth writing back. The guests of wbinvd_test
+ * run at low addresses, so there both tests give the same answer; only the
+ * first one works for a guest that has a kernel of its own.
+ *
+ * No instruction is counted twice: interrupts are taken between translation
+ * blocks and faults of the fetch happen during translation, both before the
+ * callback; WBINVD itself cannot fault in ring 0 and needs no I/O, so nothing
+ * makes QEMU rewind and execute it again. An intercepted guest WBINVD is
+ * skipped by KVM, not restarted.
+ *
+ * Phases. User space of the emulated host marks them by a long NOP,
+ * `nopl imm32(%rax)`, with 0x4b56 in the upper half of the displacement and the
+ * phase's number in the lower half. Each mark ends the phase before it, and
+ * appends one line to the output file:
+ *
+ *	wbinvd-counts 1 cpus 4
+ *	phase 0 by - host 9 3 3 3 guest 0 0 0 0
+ *	phase 17 by 0 host 0 1 1 0 guest 0 0 1 0
+ *	exit 2 by 0 host 0 0 0 0 guest 0 0 0 0
+ *
+ * Phase 0 is everything before the first mark, `by` the CPU that executed the
+ * mark which began the phase, `host` the WBINVDs executed by the host kernel,
+ * `guest` those that guests tried to execute. The last line, written when QEMU
+ * exits, says `exit`: without it the record is incomplete.
+ *
+ * Build:	gcc -O2 -Wall -shared -fPIC -o wbinvd.so wbinvd.c
+ * Use:		qemu-system-x86_64 -accel tcg -plugin wbinvd.so,out=PATH ...
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "qemu-plugin-v1.h"
+
+#define MAX_CPUS	256
+#define MAX_VMRUNS	16
+
+#define KERNEL_HALF	0xffff800000000000ULL
+#define MARK_MAGIC	0x4b56
+
+int qemu_plugin_version = 1;
+
+static struct cpu {
+	uint64_t host;
+	uint64_t guest;
+	bool in_guest;		/* only its own CPU's thread touches it */
+} cpus[MAX_CPUS];
+
+static unsigned int n_cpus;
+static FILE *out;
+
+/*
+ * Where the host goes on after a guest: the instruction behind each VMRUN.
+ * Read without the lock, so an entry is complete before it is counted.
+ */
+static struct {
+	uint64_t vaddr;
+	const char *haddr;
+} resume_at[MAX_VMRUNS];
+static unsigned int n_resume;
+
+/*
+ * Marks and translations may come from several CPU threads at once. Both are
+ * rare and short; a spin lock needs no library.
+ */
+static char lock_word;
+
+static void lock(void)
+{
+	while (__atomic_test_and_set(&lock_word, __ATOMIC_ACQUIRE))
+		;
+}
+
+static void unlock(void)
+{
+	__atomic_clear(&lock_word, __ATOMIC_RELEASE);
+}
+
+static unsigned int phase;
+static int phase_cpu = -1;
+
+static void print_counts(const char *who, size_t offset)
+{
+	unsigned int i;
+
+	fprintf(out, " %s", who);
+	for (i = 0; i < n_cpus; i++) {
+		uint64_t *count = (uint64_t *)((char *)&cpus[i] + offset);
+
+		fprintf(out, " %llu", (unsigned long long)
+			__atomic_exchange_n(count, 0, __ATOMIC_SEQ_CST));
+	}
+}
+
+static void end_phase(const char *word)
+{
+	fprintf(out, "%s %u by ", word, phase);
+	if (phase_cpu < 0)
+		fputc('-', out);
+	else
+		fprintf(out, "%d", phase_cpu);
+	print_counts("host", offsetof(struct cpu, host));
+	print_counts("guest", offsetof(struct cpu, guest));
+	fputc('\n', out);
+	/* The emulator may be killed; what was measured must be there. */
+	fflush(out);
+}
+
+static void on_mark(unsigned int cpu, void *number)
+{
+	/* A guest's long NOP means nothing. */
+	if (cpu < n_cpus && cpus[cpu].in_guest)
+		return;
+
+	lock();
+	end_phase("phase");
+	phase = (uintptr_t)number;
+	phase_cpu = cpu;
+	unlock();
+}
+
+static void on_vmrun(unsigned int cpu, void *unused)
+{
+	if (cpu < n_cpus)
+		cpus[cpu].in_guest = true;
+}
+
+static void on_resume(unsigned int cpu, void *unused)
+{
+	if (cpu < n_cpus)
+		cpus[cpu].in_guest = false;
+}
+
+static void on_wbinvd(unsigned int cpu, void *in_kernel_half)
+{
+	if (cpu >= n_cpus)
+		return;
+	if (cpus[cpu].in_guest)
+		__atomic_fetch_add(&cpus[cpu].guest, 1, __ATOMIC_SEQ_CST);
+	else if (in_kernel_half)
+		__atomic_fetch_add(&cpus[cpu].host, 1, __ATOMIC_SEQ_CST);
+}
+
+static bool is_prefix(uint8_t byte)
+{
+	switch (byte) {
+	case 0x26: case 0x2e: case 0x36: case 0x3e: case 0x64: case 0x65:
+	case 0x66: case 0x67: case 0xf2: case 0xf3:
+		return true;
+	}
+	return false;
+}
+
+/*
+ * WBINVD, with any prefixes: REP makes it WBNOINVD, the others are ignored.
+ * REX (40..4f) stands last; outside 64-bit mode such a byte is an instruction
+ * of its own, hence never part of this one.
+ */
+static bool is_wbinvd(const uint8_t *code, size_t size)
+{
+	while (size && is_prefix(*code)) {
+		code++;
+		size--;
+	}
+	if (size && (*code & 0xf0) == 0x40) {
+		code++;
+		size--;
+	}
+	return size == 2 && code[0] == 0x0f && code[1] == 0x09;
+}
+
+static bool is_vmrun(const uint8_t *code, size_t size)
+{
+	return size == 3 && !memcmp(code, "\x0f\x01\xd8", 3);
+}
+
+static bool is_mark(const uint8_t *code, size_t size)
+{
+	return size == 7 && !memcmp(code, "\x0f\x1f\x80", 3) &&
+	       (code[5] | code[6] << 8) == MARK_MAGIC;
+}
+
+static bool known_resume(uint64_t vaddr, const char *haddr)
+{
+	unsigned int i, n = __atomic_load_n(&n_resume, __ATOMIC_ACQUIRE);
+
+	for (i = 0; i < n; i++)
+		if (resume_at[i].vaddr == vaddr && resume_at[i].haddr == haddr)
+			return true;
+	return false;
+}
+
+/*
+ * VMRUN ends its translation block and what follows it is reached by #VMEXIT
+ * only, so it is translated after this was noted.
+ */
+static void note_vmrun(uint64_t vaddr, const char *haddr)
+{
+	lock();
+	if (!known_resume(vaddr + 3, haddr + 3)) {
+		if (n_resume < MAX_VMRUNS) {
+			resume_at[n_resume].vaddr = vaddr + 3;
+			resume_at[n_resume].haddr = haddr + 3;
+			__atomic_store_n(&n_resume, n_resume + 1,
+					 __ATOMIC_RELEASE);
+		} else {
+			fprintf(out, "overflow: more than %d VMRUN instructions\n",
+				MAX_VMRUNS);
+		}
+	}
+	unlock();
+}
+
+static void translate_insn(struct qemu_plugin_insn *insn)
+{
+	const uint8_t *code = qemu_plugin_insn_data(insn);
+	size_t size = qemu_plugin_insn_size(insn);
+	uint64_t vaddr = qemu_plugin_insn_vaddr(insn);
+	const char *haddr = qemu_plugin_insn_haddr(insn);
+	qemu_plugin_vcpu_udata_cb_t callback = NULL;
+	void *data = NULL;
+
+	/*
+	 * First the callback that leaves guest mode, so that whatever stands
+	 * behind a VMRUN is counted as the host's.
+	 */
+	if (known_resume(vaddr, haddr))
+		qemu_plugin_register_vcpu_insn_exec_cb(insn, on_resume,
+						       QEMU_PLUGIN_CB_NO_REGS, NULL);
+
+	if (is_wbinvd(code, size)) {
+		callback = on_wbinvd;
+		data = (void *)(uintptr_t)(vaddr >= KERNEL_HALF);
+	} else if (is_vmrun(code, size)) {
+		note_vmrun(vaddr, haddr);
+		callback = on_vmrun;
+	} else if (is_mark(code, size)) {
+		callback = on_mark;
+		data = (void *)(uintptr_t)(code[3] | code[4] << 8);
+	}
+	if (callback)
+		qemu_plugin_register_vcpu_insn_exec_cb(insn, callback,
+						       QEMU_PLUGIN_CB_NO_REGS, data);
+}
+
+static void translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
+{
+	size_t i, n = qemu_plugin_tb_n_insns(tb);
+
+	for (i = 0; i < n; i++)
+		translate_insn(qemu_plugin_tb_get_insn(tb, i));
+}
+
+static void at_exit(qemu_plugin_id_t id, void *unused)
+{
+	lock();
+	end_phase("exit");
+	unlock();
+}
+
+__attribute__((visibility("default")))
+int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_plugin_info *info,
+			int argc, char **argv)
+{
+	const char *path = NULL;
+	int i;
+
+	for (i = 0; i < argc; i++) {
+		if (strncmp(argv[i], "out=", 4)) {
+			fprintf(stderr, "wbinvd plugin: unknown argument \"%s\"\n",
+				argv[i]);
+			return -1;
+		}
+		path = argv[i] + 4;
+	}
+	if (!path) {
+		fprintf(stderr, "wbinvd plugin: no output file given, add out=PATH\n");
+		return -1;
+	}
+	if (strcmp(info->target_name, "x86_64") || !info->system_emulation ||
+	    info->max_vcpus > MAX_CPUS) {
+		fprintf(stderr, "wbinvd plugin: needs qemu-system-x86_64 with at most %d CPUs\n",
+			MAX_CPUS);
+		return -1;
+	}
+	out = fopen(path, "w");
+	if (!out) {
+		fprintf(stderr, "wbinvd plugin: cannot write \"%s\": %m\n", path);
+		return -1;
+	}
+
+	n_cpus = info->max_vcpus;
+	fprintf(out, "wbinvd-counts 1 cpus %u\n", n_cpus);
+	fflush(out);
+	qemu_plugin_register_vcpu_tb_trans_cb(id, translate);
+	qemu_plugin_register_atexit_cb(id, at_exit, NULL);
+	return 0;
+}

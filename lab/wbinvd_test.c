@@ -1,0 +1,1284 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * When does a guest's WBINVD reach the caches, and which CPUs' caches?
+ *
+ * Runs in the svm lab with four CPUs and two edu devices. Drives small KVM
+ * guests through phases, and says for each phase how often the host kernel
+ * must have executed WBINVD on each CPU. It cannot know what the kernel really
+ * did: that is counted by the TCG plugin lab/plugin/wbinvd.c, outside of the
+ * emulated host, and lab/wbinvd_compare puts the two together.
+ *
+ * What must hold of a VM (snoop control off, so that VT-d's DMA is non-coherent
+ * for any group attached to a container):
+ *
+ *  - While no attached group is tracked, its WBINVDs are skipped, without IPI.
+ *  - When the VM becomes non-coherent, the flush owed for those is executed on
+ *    every CPU that one of its vCPUs was loaded on since its last flush, before
+ *    the ioctl that caused it returns. It leaves those CPUs noted.
+ *  - From then on a vCPU's WBINVD is executed on every CPU noted for the vCPU,
+ *    of which only the one it runs on stays noted.
+ *  - Once the last such group has left, they are skipped again.
+ *
+ * With snoop control on, every group is coherent, and the same phases must see
+ * none at all.
+ *
+ * Each phase lies between two marks, `nopl imm32(%rax)`, whose displacement
+ * tells the plugin the phase's number. What lies between two phases (creating
+ * VMs, moving vCPUs, closing everything) may not execute any WBINVD either. All
+ * before the first mark, that is the boot with its MTRR set-up, and all after
+ * the last one is nobody's business here. Two more things execute WBINVD in
+ * the host kernel and have phases of their own: a CPU that goes offline, once
+ * on that CPU on its way to the last HLT, and one that comes online, on that
+ * CPU while its MTRRs are set.
+ *
+ * Output: KTAP, one test a scenario, `ok` when its calls succeeded; and one line
+ * a phase,
+ *
+ *	# expect PHASE by CPU host CPU:COUNT... guest CPU:COUNT... -- WHAT
+ *
+ * with COUNT as N, N-M or * (any number); CPUs that are not named have none.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <linux/vfio.h>
+#include <pthread.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define CPUS		4
+#define SCENARIO_LIMIT	(20 * patience)	/* seconds; they take less than two */
+
+#define READ(x)		__atomic_load_n(&(x), __ATOMIC_SEQ_CST)
+#define WRITE(x, value)	__atomic_store_n(&(x), value, __ATOMIC_SEQ_CST)
+
+/* Kernel headers call the file attributes by the groups' old names. */
+#define FILES		KVM_DEV_VFIO_GROUP
+#define FILE_ADD	KVM_DEV_VFIO_GROUP_ADD
+#define FILE_DEL	KVM_DEV_VFIO_GROUP_DEL
+
+static bool noncoherent_host;
+static int patience = 1;	/* more for a debug kernel */
+
+/* ---- failing ------------------------------------------------------------- */
+
+#define die(...)		\
+do {				\
+	printf("# FAILED: ");	\
+	printf(__VA_ARGS__);	\
+	printf("\n");		\
+	fflush(stdout);		\
+	_exit(1);		\
+} while (0)
+
+static int checked(int ret, const char *what)
+{
+	if (ret < 0)
+		die("%s: %s", what, strerror(errno));
+	return ret;
+}
+
+#define CHECK(call)	checked((call), #call)
+
+static void sleep_ms(int ms)
+{
+	struct timespec t = { ms / 1000, ms % 1000 * 1000000L };
+
+	nanosleep(&t, NULL);
+}
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+/* ---- phases -------------------------------------------------------------- */
+
+enum { MARK_BETWEEN = 1, MARK_END = 2, MARK_FIRST_PHASE = 10, MARK_MAX = 512 };
+
+/* Each mark's code, eight bytes: nopl 0x4b56NNNN(%rax); ret. */
+#define MARK_CODE(number)	(0xc34b560000801f0fULL | (uint64_t)(number) << 24)
+
+static uint64_t *marks;
+
+/* Shared by all processes of the test. */
+static struct {
+	int next_phase;
+	bool offline;		/* CPU 2 was left offline */
+} *shared;
+
+static const char *scenario_name;
+
+/* What the present phase must show. */
+static struct {
+	int number;
+	int by;
+	char what[160];
+	struct { int min, max; } host[CPUS];
+	int guest[CPUS];
+} expected;
+
+static void make_marks(void)
+{
+	size_t size = MARK_MAX * sizeof(*marks);
+	int i;
+
+	marks = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (marks == MAP_FAILED)
+		die("no memory for the marks");
+	for (i = 0; i < MARK_MAX; i++)
+		marks[i] = MARK_CODE(i);
+	CHECK(mprotect(marks, size, PROT_READ | PROT_EXEC));
+}
+
+static void mark(int number)
+{
+	void (*code)(void) = (void (*)(void))&marks[number];
+
+	code();
+}
+
+static void phase_begin(void)
+{
+	expected.number = shared->next_phase++;
+	if (expected.number >= MARK_MAX)
+		die("more than %d phases", MARK_MAX);
+	mark(expected.number);
+}
+
+/* What follows, up to phase_end(), is a phase: says what must be seen in it. */
+#define phase(...)								\
+do {										\
+	memset(&expected, 0, sizeof(expected));					\
+	snprintf(expected.what, sizeof(expected.what), __VA_ARGS__);		\
+	phase_begin();								\
+} while (0)
+
+static void print_range(int cpu, int min, int max)
+{
+	if (max < 0)
+		printf(" %d:*", cpu);
+	else if (min != max)
+		printf(" %d:%d-%d", cpu, min, max);
+	else if (max)
+		printf(" %d:%d", cpu, max);
+}
+
+static void phase_end(void)
+{
+	int cpu;
+
+	mark(MARK_BETWEEN);
+	printf("# expect %d by %d host", expected.number, expected.by);
+	for (cpu = 0; cpu < CPUS; cpu++)
+		print_range(cpu, expected.host[cpu].min, expected.host[cpu].max);
+	printf(" guest");
+	for (cpu = 0; cpu < CPUS; cpu++)
+		print_range(cpu, expected.guest[cpu], expected.guest[cpu]);
+	printf(" -- %s: %s\n", scenario_name, expected.what);
+}
+
+/* Counts of WBINVDs in the host's kernel that have nothing to do with VMs. */
+static void expect_unrelated(int cpu, int min, int max)
+{
+	expected.host[cpu].min = min;
+	expected.host[cpu].max = max;
+}
+
+/* @n flushes for a VM on @cpu; none if the host's DMA is coherent. */
+static void expect_flushes(int cpu, int n)
+{
+	if (noncoherent_host) {
+		expected.host[cpu].min += n;
+		expected.host[cpu].max += n;
+	}
+}
+
+static void expect_flush(int cpu)
+{
+	expect_flushes(cpu, 1);
+}
+
+/* ---- CPUs ---------------------------------------------------------------- */
+
+static void pin(pid_t tid, int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	/* A running thread has been moved when this returns. */
+	CHECK(sched_setaffinity(tid, sizeof(set), &set));
+}
+
+static void set_online(int cpu, bool online)
+{
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online", cpu);
+	fd = CHECK(open(path, O_WRONLY));
+	CHECK(write(fd, online ? "1" : "0", 1));
+	close(fd);
+}
+
+static void set_cpu2_online(bool online)
+{
+	shared->offline = !online;
+	set_online(2, online);
+	/* A dying CPU reports itself dead just before its last WBINVD. */
+	sleep_ms(500 * patience);
+}
+
+static void cpu2_offline(void)
+{
+	phase("CPU 2 goes offline: the kernel's own WBINVD on it, no other");
+	set_cpu2_online(false);
+	expect_unrelated(2, 1, 1);
+	phase_end();
+}
+
+static void cpu2_online(void)
+{
+	phase("CPU 2 comes online: only the kernel's own WBINVDs on it");
+	set_cpu2_online(true);
+	expect_unrelated(2, 0, -1);
+	phase_end();
+}
+
+/* Call-function interrupts so far, of all CPUs. */
+static long call_interrupts(void)
+{
+	char line[1024];
+	long sum = 0;
+	FILE *f = fopen("/proc/interrupts", "r");
+
+	while (f && fgets(line, sizeof(line), f)) {
+		char *at = strstr(line, "CAL:"), *end;
+
+		if (!at)
+			continue;
+		for (at += 4;; at = end) {
+			long n = strtol(at, &end, 10);
+
+			if (end == at)
+				break;
+			sum += n;
+		}
+		fclose(f);
+		return sum;
+	}
+	die("/proc/interrupts has no CAL line");
+}
+
+/* ---- guests -------------------------------------------------------------- */
+
+#define GUEST_MEM	0x10000
+#define GUEST_CODE	0x1000
+#define GUEST_BOX	0x2000	/* one page a vCPU */
+#define MAX_VCPUS	2
+
+enum { CMD_NONE, CMD_WBINVD, CMD_STOP };
+
+/*
+ * What a vCPU and the test share, the guest finding it at DS:0. Accessed by
+ * READ() and WRITE() only.
+ */
+struct box {
+	uint32_t cmd;
+	uint32_t todo;		/* WBINVDs to execute */
+	uint32_t done;		/* WBINVDs executed, ever */
+	uint32_t beat;		/* counts while the guest runs, and dirties a line */
+};
+
+/* The guest: real mode, below 64 KiB, no interrupts. */
+static const uint8_t guest_code[] = {
+	0x66, 0xff, 0x06, 12, 0,	/* next:   incl box.beat */
+	0xa0, 0, 0,			/*         movb box.cmd, %al */
+	0x3c, CMD_WBINVD,		/*         cmpb $CMD_WBINVD, %al */
+	0x74, 6,			/*         je flush */
+	0x3c, CMD_STOP,			/*         cmpb $CMD_STOP, %al */
+	0x74, 23,			/*         je stop */
+	0xeb, 0xee,			/*         jmp next */
+	0x0f, 0x09,			/* flush:  wbinvd */
+	0x66, 0xff, 0x06, 8, 0,		/*         incl box.done */
+	0x66, 0xff, 0x0e, 4, 0,		/*         decl box.todo */
+	0x75, 0xf2,			/*         jnz flush */
+	0xc6, 0x06, 0, 0, CMD_NONE,	/*         movb $CMD_NONE, box.cmd */
+	0xeb, 0xd9,			/*         jmp next */
+	0xc6, 0x06, 0, 0, CMD_NONE,	/* stop:   movb $CMD_NONE, box.cmd */
+	0xf4,				/*         hlt */
+	0xeb, 0xd1,			/*         jmp next */
+};
+
+struct vm {
+	int fd;
+	int dev;		/* the KVM-VFIO device */
+	char *mem;
+	int n_vcpus;
+	struct vcpu {
+		struct vm *vm;
+		int id, fd, first_cpu;
+		pid_t tid;
+		pthread_t thread;
+		struct kvm_run *run;
+		struct box *box;
+		sem_t ready, go, stopped;
+	} vcpus[MAX_VCPUS];
+};
+
+static void vm_create(struct vm *vm)
+{
+	struct kvm_userspace_memory_region region = { .memory_size = GUEST_MEM };
+	int kvm = CHECK(open("/dev/kvm", O_RDWR | O_CLOEXEC));
+
+	memset(vm, 0, sizeof(*vm));
+	vm->fd = CHECK(ioctl(kvm, KVM_CREATE_VM, 0));
+	close(kvm);
+	vm->dev = -1;
+	vm->mem = mmap(NULL, GUEST_MEM, PROT_READ | PROT_WRITE,
+		       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (vm->mem == MAP_FAILED)
+		die("no memory for a guest");
+	memcpy(vm->mem + GUEST_CODE, guest_code, sizeof(guest_code));
+	region.userspace_addr = (uintptr_t)vm->mem;
+	CHECK(ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region));
+}
+
+static void vcpu_setup(struct vcpu *v)
+{
+	struct kvm_regs regs = { .rip = GUEST_CODE, .rflags = 2 };
+	struct kvm_sregs sregs;
+
+	v->fd = CHECK(ioctl(v->vm->fd, KVM_CREATE_VCPU, v->id));
+	v->run = mmap(NULL, 0x1000, PROT_READ | PROT_WRITE, MAP_SHARED, v->fd, 0);
+	if (v->run == MAP_FAILED)
+		die("mmap of a vCPU: %s", strerror(errno));
+	CHECK(ioctl(v->fd, KVM_GET_SREGS, &sregs));
+	sregs.cs.base = 0;
+	sregs.cs.selector = 0;
+	sregs.ds.base = GUEST_BOX + v->id * 0x1000;
+	sregs.ds.selector = sregs.ds.base >> 4;
+	CHECK(ioctl(v->fd, KVM_SET_SREGS, &sregs));
+	CHECK(ioctl(v->fd, KVM_SET_REGS, &regs));
+}
+
+static void *vcpu_thread(void *arg)
+{
+	struct vcpu *v = arg;
+
+	v->tid = gettid();
+	/* Creating a vCPU loads it too: let that be where it is to run. */
+	pin(0, v->first_cpu);
+	vcpu_setup(v);
+	sem_post(&v->ready);
+	for (;;) {
+		while (sem_wait(&v->go))
+			;
+		CHECK(ioctl(v->fd, KVM_RUN, 0));
+		if (v->run->exit_reason != KVM_EXIT_HLT)
+			die("vCPU %d stopped with exit reason %u", v->id,
+			    v->run->exit_reason);
+		sem_post(&v->stopped);
+	}
+	return NULL;
+}
+
+static void wait_sem(sem_t *sem, const char *what)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	t.tv_sec += SCENARIO_LIMIT / 2;
+	if (sem_timedwait(sem, &t))
+		die("%s: %s", what, strerror(errno));
+}
+
+static struct vcpu *vcpu_create(struct vm *vm, int cpu)
+{
+	struct vcpu *v = &vm->vcpus[vm->n_vcpus];
+
+	v->vm = vm;
+	v->id = vm->n_vcpus++;
+	v->first_cpu = cpu;
+	v->box = (void *)(vm->mem + GUEST_BOX + v->id * 0x1000);
+	sem_init(&v->ready, 0, 0);
+	sem_init(&v->go, 0, 0);
+	sem_init(&v->stopped, 0, 0);
+	if (pthread_create(&v->thread, NULL, vcpu_thread, v))
+		die("cannot create a thread");
+	wait_sem(&v->ready, "creating a vCPU");
+	return v;
+}
+
+/* Wait until the guest has gone round its loop for some time, dirtying. */
+static void vcpu_wait_beats(struct vcpu *v)
+{
+	uint32_t start = READ(v->box->beat);
+	double limit = now() + SCENARIO_LIMIT / 2;
+
+	while (READ(v->box->beat) - start < 1000) {
+		if (now() > limit)
+			die("vCPU %d does not run", v->id);
+		sleep_ms(1);
+	}
+}
+
+/* Let the guest run until vcpu_leave(), on the CPU the vCPU is pinned to. */
+static void vcpu_enter(struct vcpu *v)
+{
+	sem_post(&v->go);
+	vcpu_wait_beats(v);
+}
+
+static void vcpu_leave(struct vcpu *v)
+{
+	WRITE(v->box->cmd, CMD_STOP);
+	wait_sem(&v->stopped, "stopping a vCPU");
+}
+
+/* From now on the vCPU runs on @cpu, whether it runs now or not. */
+static void vcpu_move(struct vcpu *v, int cpu)
+{
+	pin(v->tid, cpu);
+}
+
+static void vcpu_run_on(struct vcpu *v, int cpu)
+{
+	vcpu_move(v, cpu);
+	vcpu_enter(v);
+	vcpu_leave(v);
+}
+
+/* @n WBINVDs in a guest that runs on @cpu. */
+static void vcpu_wbinvds(struct vcpu *v, int cpu, int n)
+{
+	uint32_t goal = READ(v->box->done) + n;
+	double limit = now() + SCENARIO_LIMIT / 2;
+
+	expected.guest[cpu] += n;
+	WRITE(v->box->todo, n);
+	WRITE(v->box->cmd, CMD_WBINVD);
+	while (READ(v->box->done) != goal || READ(v->box->cmd) != CMD_NONE) {
+		if (now() > limit)
+			die("vCPU %d does not finish its WBINVDs", v->id);
+		sleep_ms(1);
+	}
+}
+
+static void vcpu_wbinvd(struct vcpu *v, int cpu)
+{
+	vcpu_wbinvds(v, cpu, 1);
+}
+
+/* A phase in which a stopped vCPU runs on @cpu and its WBINVDs are skipped. */
+static void phase_skipped(struct vcpu *v, int cpu, const char *why)
+{
+	phase("WBINVDs on CPU %d are skipped, %s", cpu, why);
+	vcpu_move(v, cpu);
+	vcpu_enter(v);
+	vcpu_wbinvds(v, cpu, 5);
+	vcpu_leave(v);
+	phase_end();
+}
+
+/* A phase in which a stopped vCPU, only @cpu noted, runs there: all are executed. */
+static void phase_executed(struct vcpu *v, int cpu, const char *why)
+{
+	phase("WBINVDs on CPU %d are executed there, %s", cpu, why);
+	vcpu_move(v, cpu);
+	vcpu_enter(v);
+	vcpu_wbinvds(v, cpu, 5);
+	expect_flushes(cpu, 5);
+	vcpu_leave(v);
+	phase_end();
+}
+
+/* ---- VFIO ---------------------------------------------------------------- */
+
+static void group_path(int index, char *path, size_t size)
+{
+	char bdf[32], link[96], target[160];
+	const char *list = getenv("LAB_EDU");
+	ssize_t n;
+	int i;
+
+	for (i = 0; list && i < index; i++)
+		list = strchr(list + (*list == ' '), ' ');
+	if (!list || sscanf(list, "%31s", bdf) != 1)
+		die("LAB_EDU names fewer than %d devices", index + 1);
+	snprintf(link, sizeof(link), "/sys/bus/pci/devices/%s/iommu_group", bdf);
+	n = CHECK(readlink(link, target, sizeof(target) - 1));
+	target[n] = 0;
+	snprintf(path, size, "/dev/vfio%s", strrchr(target, '/'));
+}
+
+static int group_open(int index)
+{
+	double limit = now() + 5;
+	char path[192];
+	int fd;
+
+	group_path(index, path, sizeof(path));
+	/* Only one file a group: the scenario before may still be closing it. */
+	while ((fd = open(path, O_RDWR | O_CLOEXEC)) < 0 && errno == EBUSY &&
+	       now() < limit)
+		sleep_ms(10);
+	return checked(fd, path);
+}
+
+static int container_open(void)
+{
+	return CHECK(open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC));
+}
+
+static void set_container(int group, int container)
+{
+	CHECK(ioctl(group, VFIO_GROUP_SET_CONTAINER, &container));
+}
+
+static void set_iommu(int container)
+{
+	CHECK(ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
+}
+
+static void unset_container(int group)
+{
+	CHECK(ioctl(group, VFIO_GROUP_UNSET_CONTAINER));
+}
+
+/* Attach @group to a container of its own, and return that. */
+static int group_attach(int group)
+{
+	int container = container_open();
+
+	set_container(group, container);
+	set_iommu(container);
+	return container;
+}
+
+static void device_create(struct vm *vm)
+{
+	struct kvm_create_device create = { .type = KVM_DEV_TYPE_VFIO };
+
+	CHECK(ioctl(vm->fd, KVM_CREATE_DEVICE, &create));
+	vm->dev = create.fd;
+}
+
+static int file_attr(struct vm *vm, uint64_t what, int32_t fd)
+{
+	struct kvm_device_attr attr = {
+		.group = FILES,
+		.attr = what,
+		.addr = (uintptr_t)&fd,
+	};
+
+	return ioctl(vm->dev, KVM_SET_DEVICE_ATTR, &attr);
+}
+
+static void file_add(struct vm *vm, int fd)
+{
+	if (vm->dev < 0)
+		device_create(vm);
+	checked(file_attr(vm, FILE_ADD, fd), "KVM_DEV_VFIO_FILE_ADD");
+}
+
+static void file_del(struct vm *vm, int fd)
+{
+	checked(file_attr(vm, FILE_DEL, fd), "KVM_DEV_VFIO_FILE_DEL");
+}
+
+/* ---- scenarios ----------------------------------------------------------- */
+
+/* Without this the rest would prove nothing: CPU numbers here and there agree. */
+static void marks_name_cpus(void)
+{
+	int cpu;
+
+	for (cpu = 0; cpu < CPUS; cpu++) {
+		pin(0, cpu);
+		phase("a mark on CPU %d", cpu);
+		expected.by = cpu;
+		phase_end();
+	}
+	pin(0, 0);
+}
+
+#define MANY	400
+
+static void wbinvds_without_ipi(struct vcpu *v, const char *why)
+{
+	long before, ipis;
+
+	phase("%d WBINVDs are skipped, %s", MANY, why);
+	vcpu_run_on(v, 1);
+	vcpu_run_on(v, 2);
+	vcpu_run_on(v, 3);
+	vcpu_enter(v);
+	before = call_interrupts();
+	vcpu_wbinvds(v, 3, MANY);
+	ipis = call_interrupts() - before;
+	vcpu_leave(v);
+	phase_end();
+	printf("# %ld call-function interrupts during %d skipped WBINVDs\n", ipis, MANY);
+	/* The kernel's own business may cause some. */
+	if (ipis > MANY / 2)
+		die("skipped WBINVDs send IPIs");
+}
+
+static void coherent_vm(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+
+	vm_create(&vm);
+	v = vcpu_create(&vm, 1);
+	wbinvds_without_ipi(v, "a VM without the device");
+	device_create(&vm);
+	wbinvds_without_ipi(v, "a VM that tracks nothing");
+	file_add(&vm, group_open(0));
+	wbinvds_without_ipi(v, "a VM that tracks a group attached to nothing");
+}
+
+/* A vCPU that has run on CPUs 1 and 2, its WBINVDs skipped. */
+static struct vcpu *vcpu_with_debt(struct vm *vm)
+{
+	struct vcpu *v;
+
+	vm_create(vm);
+	v = vcpu_create(vm, 1);
+	phase_skipped(v, 1, "nothing tracked yet");
+	phase_skipped(v, 2, "nothing tracked yet");
+	return v;
+}
+
+/* What follows a change paid for on CPUs 1 and 2; both are still noted. */
+static void after_the_change(struct vcpu *v)
+{
+	phase("the first WBINVD after the change flushes CPUs 1 and 2");
+	vcpu_move(v, 2);
+	vcpu_enter(v);
+	vcpu_wbinvd(v, 2);
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+
+	phase("the second one CPU 2 only");
+	vcpu_wbinvd(v, 2);
+	expect_flush(2);
+	phase_end();
+	vcpu_leave(v);
+}
+
+static void attach_then_add(void)
+{
+	struct vm vm;
+	struct vcpu *v = vcpu_with_debt(&vm);
+	int group = group_open(0);
+
+	phase("attaching a group that no VM tracks flushes nothing");
+	group_attach(group);
+	device_create(&vm);
+	phase_end();
+
+	phase("ADD of the attached group pays the owed flush on CPUs 1 and 2");
+	file_add(&vm, group);
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+	after_the_change(v);
+}
+
+static void add_then_attach(void)
+{
+	struct vm vm;
+	struct vcpu *v = vcpu_with_debt(&vm);
+	int group = group_open(0), container = container_open();
+
+	phase("ADD and SET_CONTAINER, no IOMMU yet: nothing is flushed");
+	file_add(&vm, group);
+	set_container(group, container);
+	phase_end();
+	phase_skipped(v, 2, "a container without an IOMMU");
+
+	phase("SET_IOMMU pays the owed flush on CPUs 1 and 2");
+	set_iommu(container);
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+	after_the_change(v);
+}
+
+static void join_a_container(void)
+{
+	struct vm vm;
+	struct vcpu *v = vcpu_with_debt(&vm);
+	int group = group_open(0), other = group_open(1);
+	int container = group_attach(other);
+
+	phase("ADD of an unattached group while another one is attached: nothing");
+	file_add(&vm, group);
+	phase_end();
+	phase_skipped(v, 2, "only the other group, which is not tracked, is attached");
+
+	phase("joining the other's container pays the owed flush on CPUs 1 and 2");
+	set_container(group, container);
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+	after_the_change(v);
+}
+
+static void executed_on_the_mask(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+	int group = group_open(0);
+
+	phase("a VM without vCPUs owes nothing");
+	vm_create(&vm);
+	group_attach(group);
+	file_add(&vm, group);
+	phase_end();
+
+	v = vcpu_create(&vm, 1);
+	phase("50 WBINVDs are executed on CPU 1");
+	vcpu_enter(v);
+	vcpu_wbinvds(v, 1, 50);
+	expect_flushes(1, 50);
+	vcpu_leave(v);
+	phase_end();
+
+	phase("running on CPUs 2 and 3 flushes nothing");
+	vcpu_run_on(v, 2);
+	vcpu_run_on(v, 3);
+	phase_end();
+
+	phase("the next WBINVD flushes CPUs 1, 2 and 3");
+	vcpu_enter(v);
+	vcpu_wbinvd(v, 3);
+	expect_flush(1);
+	expect_flush(2);
+	expect_flush(3);
+	vcpu_leave(v);
+	phase_end();
+	phase_executed(v, 3, "the others are clean");
+}
+
+/* The vCPU never leaves KVM_RUN: it is migrated by the scheduler alone. */
+static void migration(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+	int group = group_open(0);
+
+	vm_create(&vm);
+	group_attach(group);
+	file_add(&vm, group);
+	v = vcpu_create(&vm, 1);
+	vcpu_enter(v);
+
+	phase("WBINVD on CPU 1");
+	vcpu_wbinvd(v, 1);
+	expect_flush(1);
+	phase_end();
+
+	phase("dirtying on CPU 1, then on CPU 2, flushes nothing");
+	vcpu_wait_beats(v);
+	vcpu_move(v, 2);
+	vcpu_wait_beats(v);
+	phase_end();
+
+	phase("WBINVD on CPU 2 flushes CPUs 1 and 2");
+	vcpu_wbinvd(v, 2);
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+
+	phase("the next one CPU 2 only");
+	vcpu_wbinvd(v, 2);
+	expect_flush(2);
+	phase_end();
+	vcpu_leave(v);
+}
+
+static void running_during_the_change(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+	int group = group_open(0);
+
+	vm_create(&vm);
+	file_add(&vm, group);
+	v = vcpu_create(&vm, 1);
+	vcpu_enter(v);
+	phase("WBINVD is skipped on CPU 1");
+	vcpu_wbinvd(v, 1);
+	phase_end();
+
+	phase("attaching pays the owed flush on CPU 1, on which the vCPU runs");
+	group_attach(group);
+	expect_flush(1);
+	phase_end();
+
+	/* It went on dirtying CPU 1 after that flush. */
+	vcpu_wait_beats(v);
+	vcpu_move(v, 2);
+	vcpu_wait_beats(v);
+	phase("WBINVD on CPU 2 flushes CPUs 1 and 2");
+	vcpu_wbinvd(v, 2);
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+
+	phase("UNSET_CONTAINER flushes nothing");
+	unset_container(group);
+	phase_end();
+	phase("WBINVD is skipped on CPU 2");
+	vcpu_wbinvd(v, 2);
+	phase_end();
+	vcpu_leave(v);
+}
+
+static void two_vcpus(void)
+{
+	struct vm vm;
+	struct vcpu *a, *b;
+	int group = group_open(0);
+
+	vm_create(&vm);
+	a = vcpu_create(&vm, 1);
+	b = vcpu_create(&vm, 2);
+	phase_skipped(a, 1, "first vCPU, nothing tracked");
+	phase_skipped(b, 2, "second vCPU, nothing tracked");
+	group_attach(group);
+
+	phase("ADD pays the owed flush of both vCPUs, on CPUs 1 and 2");
+	file_add(&vm, group);
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+	phase_executed(a, 1, "the first vCPU's");
+	phase_executed(b, 2, "the second vCPU's");
+
+	phase("the second one on CPU 3: CPUs 2 and 3, not the first one's");
+	vcpu_move(b, 3);
+	vcpu_enter(b);
+	vcpu_wbinvd(b, 3);
+	expect_flush(2);
+	expect_flush(3);
+	vcpu_leave(b);
+	phase_end();
+}
+
+static void second_vm(void)
+{
+	struct vm vm, other;
+	struct vcpu *v, *w;
+	int group = group_open(0);
+
+	vm_create(&vm);
+	vm_create(&other);
+	v = vcpu_create(&vm, 1);
+	w = vcpu_create(&other, 3);
+	file_add(&other, group_open(1));
+	phase_skipped(v, 1, "nothing tracked");
+	phase_skipped(w, 3, "the second VM's only group is attached to nothing");
+
+	phase("the first VM's owed flush spares the CPU of the second VM");
+	group_attach(group);
+	file_add(&vm, group);
+	expect_flush(1);
+	phase_end();
+	phase_skipped(w, 3, "the second VM is still coherent");
+	phase_executed(v, 1, "the first VM's");
+}
+
+/* A non-coherent VM with one vCPU that has run on CPU 1 only. */
+static struct vcpu *noncoherent_vcpu(struct vm *vm, int group)
+{
+	struct vcpu *v;
+
+	vm_create(vm);
+	group_attach(group);
+	file_add(vm, group);
+	v = vcpu_create(vm, 1);
+	phase_executed(v, 1, "an attached group is tracked");
+	return v;
+}
+
+static void leave_by_del(void)
+{
+	struct vm vm;
+	int group = group_open(0), other = group_open(1);
+	struct vcpu *v = noncoherent_vcpu(&vm, group);
+
+	group_attach(other);
+	phase("ADD of a second and DEL of the first attached group flush nothing");
+	file_add(&vm, other);
+	file_del(&vm, group);
+	phase_end();
+	phase_executed(v, 1, "the second attached group is still tracked");
+
+	phase("DEL of the last attached group flushes nothing");
+	file_del(&vm, other);
+	phase_end();
+	phase_skipped(v, 1, "the last attached group left by DEL");
+
+	phase("ADD pays the flush owed since, on CPU 1");
+	file_add(&vm, group);
+	expect_flush(1);
+	phase_end();
+}
+
+static void leave_by_unset(void)
+{
+	struct vm vm;
+	int group = group_open(0);
+	struct vcpu *v = noncoherent_vcpu(&vm, group);
+
+	phase("UNSET_CONTAINER flushes nothing");
+	unset_container(group);
+	phase_end();
+	phase_skipped(v, 1, "the last attached group left by UNSET_CONTAINER");
+
+	phase("attaching it again pays the flush owed since, on CPU 1");
+	group_attach(group);
+	expect_flush(1);
+	phase_end();
+}
+
+static void leave_by_close(void)
+{
+	struct vm vm;
+	int group = group_open(0);
+	struct vcpu *v = noncoherent_vcpu(&vm, group);
+
+	phase("closing the device flushes nothing");
+	close(vm.dev);
+	vm.dev = -1;
+	phase_end();
+	phase_skipped(v, 1, "the device was closed");
+
+	phase("ADD to a new device pays the flush owed since, on CPU 1");
+	file_add(&vm, group);
+	expect_flush(1);
+	phase_end();
+}
+
+static void wait_for_death(pid_t pid)
+{
+	CHECK(waitpid(pid, NULL, 0));
+}
+
+static pid_t fork_child(void)
+{
+	fflush(stdout);
+	return CHECK(fork());
+}
+
+/* A VM, running and non-coherent, whose process is killed. */
+static void doomed_process(int report)
+{
+	struct vm vm;
+	struct vcpu *v = noncoherent_vcpu(&vm, group_open(0));
+
+	vcpu_enter(v);
+	CHECK(write(report, "x", 1));
+	for (;;)
+		pause();
+}
+
+static void leave_by_death(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+	int report[2], group;
+	char byte;
+	pid_t pid;
+
+	CHECK(pipe(report));
+	pid = fork_child();
+	if (!pid)
+		doomed_process(report[1]);
+	close(report[1]);
+	if (read(report[0], &byte, 1) != 1)
+		die("the process to be killed ended by itself");
+	vm_create(&vm);
+	v = vcpu_create(&vm, 2);
+	phase_skipped(v, 2, "it is the other process's VM that is non-coherent");
+
+	phase("death of a process with a running non-coherent VM flushes nothing");
+	kill(pid, SIGKILL);
+	wait_for_death(pid);
+	phase_end();
+	phase_skipped(v, 2, "after the other process's death");
+
+	phase("its group is free: ADD to this VM pays what this VM owes, on CPU 2");
+	group = group_open(0);
+	group_attach(group);
+	file_add(&vm, group);
+	expect_flush(2);
+	phase_end();
+	phase_executed(v, 2, "the group of the dead process is tracked");
+}
+
+/* Whoever attaches, the VM pays; and as long as the file lives it is attached. */
+static void attached_by_another_process(void)
+{
+	struct vm vm;
+	struct vcpu *v = vcpu_with_debt(&vm);
+	int group = group_open(0);
+	pid_t pid;
+
+	file_add(&vm, group);
+	pid = fork_child();
+	if (!pid) {
+		phase("another process attaches the group: flush on CPUs 1 and 2");
+		group_attach(group);
+		expect_flush(1);
+		expect_flush(2);
+		phase_end();
+		fflush(stdout);
+		_exit(0);
+	}
+	wait_for_death(pid);
+	after_the_change(v);
+
+	phase("closing the group's last fd flushes nothing");
+	close(group);
+	phase_end();
+	phase_executed(v, 2, "the device keeps the closed group attached");
+
+	phase("closing the device flushes nothing");
+	close(vm.dev);
+	phase_end();
+	phase_skipped(v, 2, "the device was closed, and the group with it");
+}
+
+static void unplug_a_noted_cpu(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+	int group = group_open(0);
+
+	vm_create(&vm);
+	group_attach(group);
+	file_add(&vm, group);
+	v = vcpu_create(&vm, 1);
+	phase("running on CPUs 2 and 1 flushes nothing");
+	vcpu_run_on(v, 2);
+	vcpu_run_on(v, 1);
+	phase_end();
+
+	cpu2_offline();
+	phase("WBINVD flushes CPU 1 only, CPU 2 is offline");
+	vcpu_enter(v);
+	vcpu_wbinvd(v, 1);
+	expect_flush(1);
+	phase_end();
+
+	cpu2_online();
+	vcpu_move(v, 2);
+	vcpu_wait_beats(v);
+	phase("back on CPU 2, WBINVD flushes CPUs 1 and 2");
+	vcpu_wbinvd(v, 2);
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+	vcpu_leave(v);
+}
+
+static void change_with_a_cpu_offline(void)
+{
+	struct vm vm;
+	struct vcpu *v = vcpu_with_debt(&vm);
+	int group = group_open(0);
+
+	vcpu_move(v, 1);
+	file_add(&vm, group);
+	cpu2_offline();
+	phase("attaching pays the owed flush on CPU 1, CPU 2 is offline");
+	group_attach(group);
+	expect_flush(1);
+	phase_end();
+
+	cpu2_online();
+	/* Going offline cleaned CPU 2, so it may have been forgotten or not. */
+	phase("WBINVD flushes CPU 1, perhaps CPU 2");
+	vcpu_enter(v);
+	vcpu_wbinvd(v, 1);
+	expect_flush(1);
+	expect_unrelated(2, 0, noncoherent_host);
+	vcpu_leave(v);
+	phase_end();
+}
+
+static void unplug_under_a_running_vcpu(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+	int group = group_open(0);
+	cpu_set_t set;
+
+	vm_create(&vm);
+	group_attach(group);
+	file_add(&vm, group);
+	v = vcpu_create(&vm, 2);
+	phase("WBINVD on CPU 2");
+	vcpu_enter(v);
+	vcpu_wbinvd(v, 2);
+	expect_flush(2);
+	phase_end();
+
+	/* Where to go when CPU 2 goes. */
+	CPU_ZERO(&set);
+	CPU_SET(2, &set);
+	CPU_SET(3, &set);
+	CHECK(sched_setaffinity(v->tid, sizeof(set), &set));
+	cpu2_offline();
+	vcpu_wait_beats(v);
+	phase("WBINVD flushes CPU 3, to which the vCPU was moved");
+	vcpu_wbinvd(v, 3);
+	expect_flush(3);
+	phase_end();
+	vcpu_leave(v);
+	cpu2_online();
+}
+
+/* ---- main ---------------------------------------------------------------- */
+
+static const struct scenario {
+	const char *name;
+	void (*run)(void);
+} scenarios[] = {
+	{ "marks name the CPUs they are executed on", marks_name_cpus },
+	{ "a coherent VM", coherent_vm },
+	{ "attach, then ADD", attach_then_add },
+	{ "ADD, then attach", add_then_attach },
+	{ "ADD, then join an attached container", join_a_container },
+	{ "WBINVD is executed on every CPU used", executed_on_the_mask },
+	{ "migration while running", migration },
+	{ "change while running", running_during_the_change },
+	{ "two vCPUs", two_vcpus },
+	{ "a second VM", second_vm },
+	{ "the last group leaves by DEL", leave_by_del },
+	{ "the last group leaves by UNSET_CONTAINER", leave_by_unset },
+	{ "the last group leaves by closing the device", leave_by_close },
+	{ "the last group leaves by process death", leave_by_death },
+	{ "attached by another process", attached_by_another_process },
+	{ "hot-unplug of a CPU used before", unplug_a_noted_cpu },
+	{ "change with a CPU offline", change_with_a_cpu_offline },
+	{ "hot-unplug under a running vCPU", unplug_under_a_running_vcpu },
+};
+
+#define NR_SCENARIOS	((int)(sizeof(scenarios) / sizeof(*scenarios)))
+
+/* Something hangs, and with it perhaps the CPU: nothing is to be learned any more. */
+static void bail_out(pid_t pid)
+{
+	kill(pid, SIGKILL);
+	printf("Bail out! No end after %d s\n", SCENARIO_LIMIT);
+	exit(1);
+}
+
+/* A process of its own, so that its end closes everything. */
+static bool run_scenario(const struct scenario *s)
+{
+	double limit = now() + SCENARIO_LIMIT;
+	pid_t pid = fork_child();
+	int status;
+
+	if (!pid) {
+		scenario_name = s->name;
+		s->run();
+		fflush(stdout);
+		_exit(0);
+	}
+	while (CHECK(waitpid(pid, &status, WNOHANG)) == 0) {
+		if (now() > limit)
+			bail_out(pid);
+		sleep_ms(20);
+	}
+	/* Not to spoil what follows. */
+	if (shared->offline)
+		set_cpu2_online(true);
+	return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+/*
+ * The first VM, and the first vCPU without an interrupt controller, make KVM
+ * patch kernel code that every CPU executes all the time (static keys); the
+ * last ones patch it back. QEMU 7.2 may keep what it translated from an INT3
+ * that stood there for a moment: a CPU that translates it just while another
+ * one overwrites it then traps for ever. So let one VM exist all the time, and
+ * create it while no other CPU is there to fall into that.
+ */
+static void keep_a_vm(void)
+{
+	static struct vm keep;
+	int cpu;
+
+	for (cpu = 1; cpu < CPUS; cpu++)
+		set_online(cpu, false);
+	vm_create(&keep);
+	CHECK(ioctl(keep.fd, KVM_CREATE_VCPU, 0));
+	for (cpu = 1; cpu < CPUS; cpu++)
+		set_online(cpu, true);
+}
+
+static void prepare(void)
+{
+	const char *snoop = getenv("LAB_SNOOP"), *kernel = getenv("LAB_KERNEL");
+
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	if (sysconf(_SC_NPROCESSORS_ONLN) != CPUS)
+		die("this test needs %d CPUs, run it with --smp %d", CPUS, CPUS);
+	if (!snoop)
+		die("LAB_SNOOP is not set, run this in the lab");
+	noncoherent_host = !strcmp(snoop, "off");
+	if (kernel && !strcmp(kernel, "debug"))
+		patience = 6;
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
+		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (shared == MAP_FAILED)
+		die("no shared memory");
+	shared->next_phase = MARK_FIRST_PHASE;
+	make_marks();
+	pin(0, 0);
+	keep_a_vm();
+}
+
+int main(void)
+{
+	int i, failed = 0;
+
+	printf("KTAP version 1\n1..%d\n", NR_SCENARIOS);
+	prepare();
+	mark(MARK_BETWEEN);
+	for (i = 0; i < NR_SCENARIOS; i++) {
+		bool ok = run_scenario(&scenarios[i]);
+
+		printf("%s %d %s\n", ok ? "ok" : "not ok", i + 1, scenarios[i].name);
+		failed += !ok;
+	}
+	mark(MARK_END);
+	printf("# expected %d phases\n", shared->next_phase - MARK_FIRST_PHASE);
+	return failed != 0;
+}
