@@ -1,0 +1,3733 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The KVM-VFIO pseudo device (KVM_DEV_TYPE_VFIO), seen from user space.
+ *
+ * What is tested, fixture by fixture:
+ *
+ *   create, known_attr, unknown_attr, bad_addr, bad_fd, file, two_vms, unchanged
+ *	every row of the device's error table, and that a failed call changes
+ *	nothing
+ *   life, killed
+ *	who keeps a VFIO file, and when it is given back
+ *   coherency, walk, wbinvd, owed
+ *	the VM is non-coherent exactly while one of its files is attached to an
+ *	IOMMU domain that does not enforce coherency; the change is made, and
+ *	the caches are written back, before the system call that caused it
+ *	returns
+ *   unbind, stress, module
+ *	devices that go away, everything at once, and vfio.ko coming and going
+ *
+ * Nothing of the ABI tells whether a VM is non-coherent.  What it does is
+ * visible, though: only in a non-coherent VM does the guest's WBINVD execute
+ * wbinvd_ipi() of kvm.ko on a CPU.  So the tests let a guest execute WBINVD and
+ * count the hits of a kprobe there, CPU by CPU, with perf_event_open(2).  The
+ * IOMMU's part of the truth comes from VFIO_DMA_CC_IOMMU of an attached
+ * container.
+ *
+ * Part of the kernel's selftests, and built alone by
+ *
+ *   gcc -O2 -Wall -static -pthread -I TREE/tools/testing/selftests \
+ *	-o vfio_dev_test vfio_dev_test.c
+ *
+ * Needs root, /dev/kvm and devices bound to vfio-pci, each alone in its IOMMU
+ * group: two of them and two CPUs for everything.  They are
+ *
+ *   VFIO_DEV_TEST_DEVS="0000:00:03.0 0000:00:04.0"	(or LAB_EDU), or
+ *   VFIO_DEV_TEST_GROUPS="12 13"	VFIO groups of any kind of device, or
+ *   every device bound to vfio-pci that nobody has open.
+ *
+ * What the host cannot show is skipped, and the reason given;
+ * VFIO_DEV_TEST_STRICT=1 makes such a case fail.  VFIO_DEV_TEST_SEED=N starts
+ * the random walk elsewhere.
+ *
+ * The module fixture unloads vfio.ko with all that uses it and loads it again.
+ * It does so only if nothing else needs it.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <linux/kvm.h>
+#include <linux/perf_event.h>
+#include <linux/vfio.h>
+
+#include "kselftest_harness.h"
+
+/* Headers older than Linux 6.6 have the group names only, or not even these. */
+#ifndef KVM_DEV_VFIO_FILE
+#define KVM_DEV_VFIO_FILE	1
+#define KVM_DEV_VFIO_FILE_ADD	1
+#define KVM_DEV_VFIO_FILE_DEL	2
+#endif
+#ifndef KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE
+#define KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE	3
+#endif
+
+#define MAX_GROUPS	4
+#define MAX_CPUS	16
+#define MAX_BOUND	64
+
+/* --- The host --- */
+
+/*
+ * Found out once, before the first test. A reason (no_...) is empty if there is
+ * nothing that could be missing.
+ */
+static struct {
+	char no_kvm[128];
+	char no_group[128];
+	char no_probe[128];
+	int nr_groups;
+	int group[MAX_GROUPS];		/* /dev/vfio/N */
+	char bdf[MAX_GROUPS][32];	/* empty: not a PCI device */
+	bool noncoherent;		/* the IOMMU does not enforce coherency */
+	bool strict;
+	int nr_cpus;
+	int cpu[MAX_CPUS];		/* those we may run on */
+	int probe[MAX_CPUS];		/* counts wbinvd_ipi() on cpu[i] */
+} host;
+
+/* A test that cannot run ends here, in a fixture's setup as well. */
+#define REQUIRE(reason) do {							\
+	const char *why = (reason);						\
+										\
+	if (why && *why && host.strict) {					\
+		TH_LOG("this host cannot show it: %s", why);			\
+		ASSERT_STREQ("", why);						\
+	}									\
+	if (why && *why)							\
+		SKIP(longjmp(_metadata->env, 1), "%s", why);			\
+} while (0)
+
+static const char *no_groups(int nr)
+{
+	static char why[192];
+
+	if (host.no_kvm[0])
+		return host.no_kvm;
+	if (nr && host.no_group[0])
+		return host.no_group;
+	if (host.nr_groups >= nr)
+		return "";
+	snprintf(why, sizeof(why), "needs %d VFIO groups, the host has %d", nr,
+		 host.nr_groups);
+	return why;
+}
+
+static const char *no_cpus(int nr)
+{
+	static char why[64];
+
+	if (host.nr_cpus >= nr)
+		return "";
+	snprintf(why, sizeof(why), "needs %d CPUs, the host has %d", nr, host.nr_cpus);
+	return why;
+}
+
+static const char *no_pci(int group)
+{
+	return host.bdf[group][0] ? "" : "the group has no known PCI device";
+}
+
+/* --- System calls that return -errno --- */
+
+static long call(long ret)
+{
+	return ret < 0 ? -errno : ret;
+}
+
+static int write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	long ret;
+
+	if (fd < 0)
+		return -errno;
+	ret = call(write(fd, text, strlen(text)));
+	close(fd);
+	return ret < 0 ? ret : 0;
+}
+
+static int read_file(const char *path, char *text, size_t size)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	long ret;
+
+	if (fd < 0)
+		return -errno;
+	ret = call(read(fd, text, size - 1));
+	close(fd);
+	text[ret > 0 ? ret : 0] = 0;
+	return ret < 0 ? ret : 0;
+}
+
+static void sleep_ms(int ms)
+{
+	struct timespec t = { ms / 1000, ms % 1000 * 1000000L };
+
+	nanosleep(&t, NULL);
+}
+
+/* This thread runs on host.cpu[i] only, on all of them for -1. */
+static void pin(int i)
+{
+	cpu_set_t set;
+	int j;
+
+	CPU_ZERO(&set);
+	for (j = 0; j < host.nr_cpus; j++)
+		if (i < 0 || i == j)
+			CPU_SET(host.cpu[j], &set);
+	sched_setaffinity(0, sizeof(set), &set);
+}
+
+/* --- VFIO --- */
+
+static int group_open(int i)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/dev/vfio/%d", host.group[i]);
+	return call(open(path, O_RDWR | O_CLOEXEC));
+}
+
+/* The last reference to the file may be put a moment after its owner has gone. */
+static int group_open_soon(int i)
+{
+	int tries, fd = -EBUSY;
+
+	for (tries = 0; tries < 200 && fd == -EBUSY; tries++) {
+		if (tries)
+			sleep_ms(10);
+		fd = group_open(i);
+	}
+	return fd;
+}
+
+static int container_open(void)
+{
+	return call(open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC));
+}
+
+static int group_join(int group, int container)
+{
+	return call(ioctl(group, VFIO_GROUP_SET_CONTAINER, &container));
+}
+
+static int group_leave(int group)
+{
+	return call(ioctl(group, VFIO_GROUP_UNSET_CONTAINER));
+}
+
+static int set_iommu(int container)
+{
+	return call(ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
+}
+
+static int group_get_device(int group, int i)
+{
+	return call(ioctl(group, VFIO_GROUP_GET_DEVICE_FD, host.bdf[i]));
+}
+
+/* --- The KVM device --- */
+
+static int set_attr(int dev, uint32_t group, uint64_t attr, const void *addr)
+{
+	struct kvm_device_attr a = {
+		.group = group,
+		.attr = attr,
+		.addr = (uintptr_t)addr,
+	};
+
+	return call(ioctl(dev, KVM_SET_DEVICE_ATTR, &a));
+}
+
+static int get_attr(int dev, uint32_t group, uint64_t attr, void *addr)
+{
+	struct kvm_device_attr a = {
+		.group = group,
+		.attr = attr,
+		.addr = (uintptr_t)addr,
+	};
+
+	return call(ioctl(dev, KVM_GET_DEVICE_ATTR, &a));
+}
+
+static int has_attr(int dev, uint32_t group, uint64_t attr)
+{
+	struct kvm_device_attr a = { .group = group, .attr = attr };
+
+	return call(ioctl(dev, KVM_HAS_DEVICE_ATTR, &a));
+}
+
+static int dev_add(int dev, int32_t fd)
+{
+	return set_attr(dev, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, &fd);
+}
+
+static int dev_del(int dev, int32_t fd)
+{
+	return set_attr(dev, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_DEL, &fd);
+}
+
+static int create_device(int vm, uint32_t flags)
+{
+	struct kvm_create_device cd = {
+		.type = KVM_DEV_TYPE_VFIO,
+		.fd = (uint32_t)-1,
+		.flags = flags,
+	};
+	int ret = call(ioctl(vm, KVM_CREATE_DEVICE, &cd));
+
+	return ret ? ret : (int)cd.fd;
+}
+
+static int test_device(int vm)
+{
+	struct kvm_create_device cd = {
+		.type = KVM_DEV_TYPE_VFIO,
+		.flags = KVM_CREATE_DEVICE_TEST,
+	};
+
+	return call(ioctl(vm, KVM_CREATE_DEVICE, &cd));
+}
+
+/* --- A VM with one device, and one vCPU if it must say whether it is coherent --- */
+
+struct vm {
+	int fd;
+	int vcpu;
+	int dev;
+	struct kvm_run *run;
+	size_t run_size;
+	uint8_t *mem;
+};
+
+#define NO_VM	((struct vm){ .fd = -1, .vcpu = -1, .dev = -1 })
+
+static int vm_open(struct vm *vm)
+{
+	int kvm = call(open("/dev/kvm", O_RDWR | O_CLOEXEC));
+
+	*vm = NO_VM;
+	if (kvm < 0)
+		return kvm;
+	vm->fd = call(ioctl(kvm, KVM_CREATE_VM, 0));
+	vm->run_size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+	close(kvm);
+	if (vm->fd < 0)
+		return vm->fd;
+	vm->dev = create_device(vm->fd, 0);
+	return vm->dev < 0 ? vm->dev : 0;
+}
+
+static void close_fd(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
+/* The mapping of a vCPU keeps the VM alive as much as its descriptor does. */
+static void vm_close(struct vm *vm)
+{
+	if (vm->run)
+		munmap(vm->run, vm->run_size);
+	close_fd(&vm->dev);
+	close_fd(&vm->vcpu);
+	close_fd(&vm->fd);
+	if (vm->mem)
+		munmap(vm->mem, 4096);
+	*vm = NO_VM;
+}
+
+#ifdef __x86_64__
+static const char no_guest[] = "";
+
+#define GUEST_ENTRY	0x1000
+
+/* wbinvd; hlt; jmp to the start */
+static const uint8_t guest_wbinvd_once[] = { 0x0f, 0x09, 0xf4, 0xeb, 0xfb };
+
+/* incw %cs:0x1800; hlt; and then as above */
+static const uint8_t guest_write_first[] = {
+	0x2e, 0xff, 0x06, 0x00, 0x18, 0xf4, 0x0f, 0x09, 0xf4, 0xeb, 0xfb,
+};
+
+/* dirties a cache line for ever */
+static const uint8_t guest_busy[] = {
+	0x2e, 0xff, 0x06, 0x00, 0x18,	/* incw %cs:0x1800 */
+	0xeb, 0xf9,			/* jmp to the start */
+};
+
+/* wbinvd for ever */
+static const uint8_t guest_wbinvd[] = { 0x0f, 0x09, 0xeb, 0xfc };
+
+/* A page of real mode code, and a vCPU that stands at its beginning. */
+static int vm_add_vcpu(struct vm *vm, const uint8_t *code, size_t size)
+{
+	struct kvm_userspace_memory_region slot = {
+		.guest_phys_addr = GUEST_ENTRY,
+		.memory_size = 4096,
+	};
+	struct kvm_regs regs = { .rip = GUEST_ENTRY, .rflags = 2 };
+	struct kvm_sregs sregs;
+	void *map;
+	int ret;
+
+	map = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (map == MAP_FAILED)
+		return -errno;
+	vm->mem = map;
+	memcpy(vm->mem, code, size);
+	slot.userspace_addr = (uintptr_t)vm->mem;
+	ret = call(ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &slot));
+	if (ret)
+		return ret;
+	/* Asked for by processors that cannot run real mode code in a guest. */
+	ioctl(vm->fd, KVM_SET_TSS_ADDR, 0xfffbd000UL);
+	vm->vcpu = call(ioctl(vm->fd, KVM_CREATE_VCPU, 0UL));
+	if (vm->vcpu < 0)
+		return vm->vcpu;
+	map = mmap(NULL, vm->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vm->vcpu, 0);
+	if (map == MAP_FAILED)
+		return -errno;
+	vm->run = map;
+	ret = call(ioctl(vm->vcpu, KVM_GET_SREGS, &sregs));
+	if (ret)
+		return ret;
+	sregs.cs.selector = 0;
+	sregs.cs.base = 0;
+	ret = call(ioctl(vm->vcpu, KVM_SET_SREGS, &sregs));
+	return ret ? ret : call(ioctl(vm->vcpu, KVM_SET_REGS, &regs));
+}
+#else
+static const char no_guest[] = "only x86 has WBINVD";
+static const uint8_t guest_wbinvd_once[1], guest_write_first[1], guest_busy[1], guest_wbinvd[1];
+
+static int vm_add_vcpu(struct vm *vm, const uint8_t *code, size_t size)
+{
+	return -EOPNOTSUPP;
+}
+#endif
+
+static int vm_open_guest(struct vm *vm)
+{
+	int ret = vm_open(vm);
+
+	return ret ? ret : vm_add_vcpu(vm, guest_wbinvd_once, sizeof(guest_wbinvd_once));
+}
+
+/* To the next HLT of the guest, which is one WBINVD in most. */
+static int vm_wbinvd(struct vm *vm)
+{
+	int ret;
+
+	do {
+		ret = call(ioctl(vm->vcpu, KVM_RUN, 0));
+	} while (ret == -EINTR);
+	if (ret)
+		return ret;
+	return vm->run->exit_reason == KVM_EXIT_HLT ? 0 : -EPROTO;
+}
+
+/* A guest that never stops, on a CPU of its own. */
+struct runner {
+	pthread_t thread;
+	struct vm *vm;
+	int cpu;
+	atomic_bool stop;
+	atomic_int error;
+};
+
+static void do_nothing(int sig)
+{
+}
+
+static void *runner_main(void *arg)
+{
+	struct runner *r = arg;
+	int ret;
+
+	pin(r->cpu);
+	while (!r->stop) {
+		ret = call(ioctl(r->vm->vcpu, KVM_RUN, 0));
+		if (ret != -EINTR) {
+			r->error = ret ?: -EPROTO;
+			break;
+		}
+	}
+	return NULL;
+}
+
+static int runner_start(struct runner *r, struct vm *vm, int cpu)
+{
+	struct sigaction action = { .sa_handler = do_nothing };
+
+	sigaction(SIGUSR1, &action, NULL);
+	r->vm = vm;
+	r->cpu = cpu;
+	return -pthread_create(&r->thread, NULL, runner_main, r);
+}
+
+static int runner_stop(struct runner *r)
+{
+	r->stop = true;
+	r->vm->run->immediate_exit = 1;
+	pthread_kill(r->thread, SIGUSR1);
+	pthread_join(r->thread, NULL);
+	r->vm->run->immediate_exit = 0;
+	return r->error;
+}
+
+/* --- How often WBINVD was executed for a guest --- */
+
+static long hits_on(int i)
+{
+	uint64_t count = 0;
+
+	if (read(host.probe[i], &count, sizeof(count)) != sizeof(count))
+		return -1;
+	return count;
+}
+
+static long hits(void)
+{
+	long sum = 0;
+	int i;
+
+	for (i = 0; i < host.nr_cpus; i++)
+		sum += hits_on(i);
+	return sum;
+}
+
+/* 1 if the VM is non-coherent, 0 if not, -errno if its guest does not run. */
+static int vm_noncoherent(struct vm *vm)
+{
+	long before = hits();
+	int ret = vm_wbinvd(vm);
+
+	return ret ? ret : hits() > before;
+}
+
+static int open_probe(uint32_t type, const char *function, int cpu)
+{
+	struct perf_event_attr attr = {
+		.type = type,
+		.size = sizeof(attr),
+		.kprobe_func = (uintptr_t)function,
+	};
+
+	return call(syscall(SYS_perf_event_open, &attr, -1, cpu, -1,
+			    PERF_FLAG_FD_CLOEXEC));
+}
+
+static int open_probes(uint32_t type, const char *function)
+{
+	int i;
+
+	for (i = 0; i < host.nr_cpus; i++) {
+		host.probe[i] = open_probe(type, function, host.cpu[i]);
+		if (host.probe[i] < 0)
+			break;
+	}
+	if (i == host.nr_cpus)
+		return 0;
+	while (i > 0)
+		close(host.probe[--i]);
+	return host.probe[0] < 0 ? host.probe[0] : -EIO;
+}
+
+/* --- Finding out about the host --- */
+
+static void find_cpus(void)
+{
+	cpu_set_t set;
+	int cpu;
+
+	sched_getaffinity(0, sizeof(set), &set);
+	for (cpu = 0; cpu < CPU_SETSIZE && host.nr_cpus < MAX_CPUS; cpu++)
+		if (CPU_ISSET(cpu, &set))
+			host.cpu[host.nr_cpus++] = cpu;
+	/* Every CPU we can run on is then one whose hits are counted. */
+	pin(-1);
+}
+
+/*
+ * This VM exists as long as the program: the kernel patches its own code for the
+ * first VM and after the last one, which need not happen in every test.
+ */
+static void find_kvm(void)
+{
+	static struct vm vm;
+	int ret = vm_open_guest(&vm);
+
+	if (vm.fd < 0)
+		snprintf(host.no_kvm, sizeof(host.no_kvm), "/dev/kvm: no VM: %s", strerror(-ret));
+	else if (ret == -ENODEV)
+		snprintf(host.no_kvm, sizeof(host.no_kvm), "KVM has no VFIO device");
+}
+
+static bool group_known(int nr)
+{
+	int i;
+
+	for (i = 0; i < host.nr_groups; i++)
+		if (host.group[i] == nr)
+			return true;
+	return false;
+}
+
+/* Only a group that can be opened, and has all its devices in VFIO's hands. */
+static void offer_group(int nr, const char *bdf)
+{
+	struct vfio_group_status status = { .argsz = sizeof(status) };
+	int fd;
+
+	if (host.nr_groups == MAX_GROUPS || group_known(nr))
+		return;
+	host.group[host.nr_groups] = nr;
+	fd = group_open(host.nr_groups);
+	if (fd < 0)
+		return;
+	if (!ioctl(fd, VFIO_GROUP_GET_STATUS, &status) &&
+	    (status.flags & VFIO_GROUP_FLAGS_VIABLE)) {
+		snprintf(host.bdf[host.nr_groups], sizeof(host.bdf[0]), "%s", bdf);
+		host.nr_groups++;
+	}
+	close(fd);
+}
+
+static void offer_device(const char *bdf)
+{
+	char path[128], target[256];
+	ssize_t size;
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%.31s/iommu_group", bdf);
+	size = readlink(path, target, sizeof(target) - 1);
+	if (size < 0)
+		return;
+	target[size] = 0;
+	offer_group(atoi(strrchr(target, '/') + 1), bdf);
+}
+
+static void offer_all_devices(void)
+{
+	DIR *dir = opendir("/sys/bus/pci/drivers/vfio-pci");
+	struct dirent *entry;
+
+	while (dir && (entry = readdir(dir)))
+		if (strchr(entry->d_name, ':'))
+			offer_device(entry->d_name);
+	if (dir)
+		closedir(dir);
+}
+
+static void offer_words(const char *list, void (*offer)(const char *word))
+{
+	char *copy = strdup(list), *rest = copy, *word;
+
+	while ((word = strsep(&rest, " \t\n,")))
+		if (*word)
+			offer(word);
+	free(copy);
+}
+
+static void offer_number(const char *nr)
+{
+	offer_group(atoi(nr), "");
+}
+
+static void find_groups(void)
+{
+	const char *groups = getenv("VFIO_DEV_TEST_GROUPS");
+	const char *devs = getenv("VFIO_DEV_TEST_DEVS") ?: getenv("LAB_EDU");
+
+	if (groups)
+		offer_words(groups, offer_number);
+	else if (devs)
+		offer_words(devs, offer_device);
+	else
+		offer_all_devices();
+	if (!host.nr_groups)
+		snprintf(host.no_group, sizeof(host.no_group),
+			 "no device bound to vfio-pci in a viable group that is free");
+}
+
+static void ask_iommu(void)
+{
+	int group, container, ret;
+
+	if (!host.nr_groups)
+		return;
+	group = group_open(0);
+	container = container_open();
+	ret = group_join(group, container);
+	if (!ret)
+		ret = set_iommu(container);
+	if (ret)
+		snprintf(host.no_group, sizeof(host.no_group),
+			 "the group does not attach to a type 1 container: %s", strerror(-ret));
+	else
+		host.noncoherent = ioctl(container, VFIO_CHECK_EXTENSION, VFIO_DMA_CC_IOMMU) == 0;
+	close(container);
+	close(group);
+}
+
+static void find_probe(void)
+{
+	static const char type_file[] = "/sys/bus/event_source/devices/kprobe/type";
+	char text[32];
+	int ret;
+
+	snprintf(host.no_probe, sizeof(host.no_probe), "%s", no_guest);
+	if (*no_guest)
+		return;
+	ret = read_file(type_file, text, sizeof(text));
+	if (!ret) {
+		ret = open_probes(atoi(text), "kvm:wbinvd_ipi");
+		if (ret)	/* not a module */
+			ret = open_probes(atoi(text), "wbinvd_ipi");
+	}
+	if (ret)
+		snprintf(host.no_probe, sizeof(host.no_probe),
+			 "no kprobe on wbinvd_ipi() by perf_event_open: %s", strerror(-ret));
+}
+
+static void find_out(void)
+{
+	const char *strict = getenv("VFIO_DEV_TEST_STRICT");
+
+	host.strict = strict && atoi(strict);
+	find_cpus();
+	find_kvm();
+	find_groups();
+	ask_iommu();
+	find_probe();
+	printf("# %d VFIO groups, %d CPUs, IOMMU %s coherency%s%s\n", host.nr_groups,
+	       host.nr_cpus, host.noncoherent ? "does not enforce" : "enforces",
+	       host.no_probe[0] ? ", " : "", host.no_probe);
+}
+
+/*
+ * A group as a test uses it: it is in no container at first, and it is free
+ * again once its test has ended.
+ */
+static int need_group(int i)
+{
+	return group_open_soon(i);
+}
+
+/* Attached: its device could do DMA, were it open. */
+static int group_attach(int group)
+{
+	int container = container_open();
+	int ret = group_join(group, container);
+
+	if (!ret)
+		ret = set_iommu(container);
+	/* The group keeps the container. */
+	close(container);
+	return ret;
+}
+
+/* --- What the host itself says --- */
+
+TEST(host_has_all)
+{
+	const char *snoop = getenv("LAB_SNOOP");
+
+	REQUIRE(host.no_kvm);
+	REQUIRE(no_groups(2));
+	REQUIRE(no_cpus(2));
+	REQUIRE(host.no_probe);
+	/* The machine was made so: VFIO must agree. */
+	if (snoop)
+		EXPECT_EQ(!strcmp(snoop, "off"), host.noncoherent);
+}
+
+/* --- Creation --- */
+
+FIXTURE(create) {
+	struct vm vm;
+};
+
+FIXTURE_SETUP(create)
+{
+	REQUIRE(host.no_kvm);
+	ASSERT_EQ(0, vm_open(&self->vm));
+	/* The tests make their own. */
+	close_fd(&self->vm.dev);
+}
+
+FIXTURE_TEARDOWN(create)
+{
+	vm_close(&self->vm);
+}
+
+TEST_F(create, gives_descriptor)
+{
+	int dev = create_device(self->vm.fd, 0);
+
+	ASSERT_LE(0, dev);
+	EXPECT_EQ(0, has_attr(dev, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD));
+}
+
+TEST_F(create, descriptor_is_cloexec)
+{
+	int dev = create_device(self->vm.fd, 0);
+
+	ASSERT_LE(0, dev);
+	EXPECT_EQ(FD_CLOEXEC, fcntl(dev, F_GETFD));
+}
+
+TEST_F(create, test_flag_makes_none)
+{
+	EXPECT_EQ(0, test_device(self->vm.fd));
+	EXPECT_EQ(0, test_device(self->vm.fd));
+	EXPECT_LE(0, create_device(self->vm.fd, 0));
+}
+
+TEST_F(create, test_flag_beside_one)
+{
+	EXPECT_LE(0, create_device(self->vm.fd, 0));
+	EXPECT_EQ(0, test_device(self->vm.fd));
+}
+
+TEST_F(create, second_is_ebusy)
+{
+	int dev = create_device(self->vm.fd, 0);
+
+	ASSERT_LE(0, dev);
+	EXPECT_EQ(-EBUSY, create_device(self->vm.fd, 0));
+	/* The first one is still good, and still the only one. */
+	EXPECT_EQ(0, has_attr(dev, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD));
+	EXPECT_EQ(-EBUSY, create_device(self->vm.fd, 0));
+}
+
+TEST_F(create, again_after_close)
+{
+	int i, dev;
+
+	for (i = 0; i < 10; i++) {
+		dev = create_device(self->vm.fd, 0);
+		ASSERT_LE(0, dev);
+		close(dev);
+	}
+}
+
+TEST_F(create, again_after_last_close_only)
+{
+	int dev = create_device(self->vm.fd, 0);
+	int copy = dup(dev);
+
+	ASSERT_LE(0, copy);
+	close(dev);
+	EXPECT_EQ(-EBUSY, create_device(self->vm.fd, 0));
+	close(copy);
+	EXPECT_LE(0, create_device(self->vm.fd, 0));
+}
+
+TEST_F(create, one_in_each_vm)
+{
+	struct vm other;
+
+	EXPECT_LE(0, create_device(self->vm.fd, 0));
+	EXPECT_EQ(0, vm_open(&other));
+	vm_close(&other);
+}
+
+TEST_F(create, no_descriptor_left)
+{
+	struct rlimit limit, none;
+	int dev;
+
+	/* Made, but not handed out: it must be gone again. */
+	ASSERT_EQ(0, getrlimit(RLIMIT_NOFILE, &limit));
+	none = limit;
+	none.rlim_cur = 0;
+	ASSERT_EQ(0, setrlimit(RLIMIT_NOFILE, &none));
+	dev = create_device(self->vm.fd, 0);
+	ASSERT_EQ(0, setrlimit(RLIMIT_NOFILE, &limit));
+	EXPECT_EQ(-EMFILE, dev);
+	EXPECT_LE(0, create_device(self->vm.fd, 0));
+}
+
+TEST_F(create, other_ioctl_is_enotty)
+{
+	int dev = create_device(self->vm.fd, 0);
+
+	ASSERT_LE(0, dev);
+	EXPECT_EQ(-ENOTTY, call(ioctl(dev, KVM_GET_API_VERSION, 0)));
+	EXPECT_EQ(-ENOTTY, call(ioctl(dev, VFIO_GROUP_GET_STATUS, 0)));
+}
+
+/* --- Attributes --- */
+
+FIXTURE(known_attr) {
+	struct vm vm;
+};
+
+FIXTURE_VARIANT(known_attr) {
+	uint64_t attr;
+};
+
+FIXTURE_VARIANT_ADD(known_attr, file_add) {
+	.attr = KVM_DEV_VFIO_FILE_ADD,
+};
+
+FIXTURE_VARIANT_ADD(known_attr, file_del) {
+	.attr = KVM_DEV_VFIO_FILE_DEL,
+};
+
+FIXTURE_SETUP(known_attr)
+{
+	REQUIRE(host.no_kvm);
+	ASSERT_EQ(0, vm_open(&self->vm));
+}
+
+FIXTURE_TEARDOWN(known_attr)
+{
+	vm_close(&self->vm);
+}
+
+TEST_F(known_attr, has)
+{
+	EXPECT_EQ(0, has_attr(self->vm.dev, KVM_DEV_VFIO_FILE, variant->attr));
+}
+
+/*
+ * Write-only: ENXIO as for any attribute that cannot be read, or EPERM, KVM's
+ * answer for a device of which nothing can be read.
+ */
+TEST_F(known_attr, get)
+{
+	int fd = -1, ret;
+
+	ret = get_attr(self->vm.dev, KVM_DEV_VFIO_FILE, variant->attr, &fd);
+	EXPECT_TRUE(ret == -ENXIO || ret == -EPERM)
+		TH_LOG("got %d", ret);
+	EXPECT_EQ(-1, fd);
+}
+
+FIXTURE(unknown_attr) {
+	struct vm vm;
+	int fd;
+};
+
+FIXTURE_VARIANT(unknown_attr) {
+	uint32_t group;
+	uint64_t attr;
+};
+
+FIXTURE_VARIANT_ADD(unknown_attr, group_0) {
+	.group = 0,
+	.attr = KVM_DEV_VFIO_FILE_ADD,
+};
+
+FIXTURE_VARIANT_ADD(unknown_attr, group_2) {
+	.group = 2,
+	.attr = KVM_DEV_VFIO_FILE_ADD,
+};
+
+FIXTURE_VARIANT_ADD(unknown_attr, group_2_del) {
+	.group = 2,
+	.attr = KVM_DEV_VFIO_FILE_DEL,
+};
+
+FIXTURE_VARIANT_ADD(unknown_attr, group_max) {
+	.group = 0xffffffff,
+	.attr = KVM_DEV_VFIO_FILE_ADD,
+};
+
+FIXTURE_VARIANT_ADD(unknown_attr, attr_0) {
+	.group = KVM_DEV_VFIO_FILE,
+	.attr = 0,
+};
+
+FIXTURE_VARIANT_ADD(unknown_attr, attr_4) {
+	.group = KVM_DEV_VFIO_FILE,
+	.attr = 4,
+};
+
+FIXTURE_VARIANT_ADD(unknown_attr, attr_max) {
+	.group = KVM_DEV_VFIO_FILE,
+	.attr = ~0ULL,
+};
+
+/* An attribute has 64 bits. */
+FIXTURE_VARIANT_ADD(unknown_attr, attr_add_above_32_bits) {
+	.group = KVM_DEV_VFIO_FILE,
+	.attr = 1ULL << 32 | KVM_DEV_VFIO_FILE_ADD,
+};
+
+FIXTURE_VARIANT_ADD(unknown_attr, attr_del_above_32_bits) {
+	.group = KVM_DEV_VFIO_FILE,
+	.attr = 1ULL << 32 | KVM_DEV_VFIO_FILE_DEL,
+};
+
+/* Of ppc64 only. */
+FIXTURE_VARIANT_ADD(unknown_attr, spapr_tce) {
+	.group = KVM_DEV_VFIO_FILE,
+	.attr = KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE,
+};
+
+FIXTURE_SETUP(unknown_attr)
+{
+	struct utsname u;
+
+	REQUIRE(host.no_kvm);
+	uname(&u);
+	if (variant->attr == KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE && !strncmp(u.machine, "ppc64", 5))
+		SKIP(longjmp(_metadata->env, 1), "known on ppc64");
+	ASSERT_EQ(0, vm_open(&self->vm));
+	/* With a group, what is refused is not refused for its argument. */
+	self->fd = host.nr_groups ? need_group(0) : -1;
+}
+
+FIXTURE_TEARDOWN(unknown_attr)
+{
+	vm_close(&self->vm);
+}
+
+TEST_F(unknown_attr, has)
+{
+	EXPECT_EQ(-ENXIO, has_attr(self->vm.dev, variant->group, variant->attr));
+}
+
+TEST_F(unknown_attr, set)
+{
+	int32_t fd[2] = { self->fd, -1 };
+
+	EXPECT_EQ(-ENXIO, set_attr(self->vm.dev, variant->group, variant->attr, fd));
+	if (self->fd >= 0)
+		EXPECT_EQ(-ENOENT, dev_del(self->vm.dev, self->fd));
+}
+
+/* An unknown attribute has no argument that could be wrong. */
+TEST_F(unknown_attr, set_at_null)
+{
+	EXPECT_EQ(-ENXIO, set_attr(self->vm.dev, variant->group, variant->attr, NULL));
+}
+
+/* EPERM is KVM's answer for a device of which nothing can be read. */
+TEST_F(unknown_attr, get)
+{
+	uint64_t value[2] = { 0, 0 };
+	int ret = get_attr(self->vm.dev, variant->group, variant->attr, value);
+
+	EXPECT_TRUE(ret == -ENXIO || ret == -EPERM)
+		TH_LOG("got %d", ret);
+	EXPECT_EQ(0, value[0] | value[1]);
+}
+
+/* --- Addresses --- */
+
+enum addr_kind {
+	ADDR_NULL,
+	ADDR_ONE,
+	ADDR_KERNEL,
+	ADDR_NONCANONICAL,
+	ADDR_LAST,
+	ADDR_UNMAPPED,
+	ADDR_PROT_NONE,
+	ADDR_HALF,
+};
+
+FIXTURE(bad_addr) {
+	struct vm vm;
+	int fd;
+	char *page;
+};
+
+FIXTURE_VARIANT(bad_addr) {
+	enum addr_kind kind;
+};
+
+FIXTURE_VARIANT_ADD(bad_addr, null) { .kind = ADDR_NULL };
+FIXTURE_VARIANT_ADD(bad_addr, one) { .kind = ADDR_ONE };
+FIXTURE_VARIANT_ADD(bad_addr, kernel) { .kind = ADDR_KERNEL };
+FIXTURE_VARIANT_ADD(bad_addr, noncanonical) { .kind = ADDR_NONCANONICAL };
+FIXTURE_VARIANT_ADD(bad_addr, last_byte) { .kind = ADDR_LAST };
+FIXTURE_VARIANT_ADD(bad_addr, unmapped_page) { .kind = ADDR_UNMAPPED };
+FIXTURE_VARIANT_ADD(bad_addr, prot_none_page) { .kind = ADDR_PROT_NONE };
+FIXTURE_VARIANT_ADD(bad_addr, half_across) { .kind = ADDR_HALF };
+
+FIXTURE_SETUP(bad_addr)
+{
+	REQUIRE(host.no_kvm);
+	ASSERT_EQ(0, vm_open(&self->vm));
+	self->fd = -1;
+	if (host.nr_groups) {
+		self->fd = need_group(0);
+		ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	}
+	/* A good page, and a bad one behind it. */
+	self->page = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			  -1, 0);
+	ASSERT_NE(MAP_FAILED, (void *)self->page);
+	memset(self->page, 0xff, 8192);
+	ASSERT_EQ(0, variant->kind == ADDR_PROT_NONE ?
+			mprotect(self->page + 4096, 4096, PROT_NONE) :
+			munmap(self->page + 4096, 4096));
+}
+
+FIXTURE_TEARDOWN(bad_addr)
+{
+	vm_close(&self->vm);
+}
+
+static const void *bad_address(enum addr_kind kind, const char *page)
+{
+	switch (kind) {
+	case ADDR_ONE:
+		return (void *)1UL;
+	case ADDR_KERNEL:
+		return (void *)0xffffffff81000000UL;
+	case ADDR_NONCANONICAL:
+		return (void *)0x8000000000000000UL;
+	case ADDR_LAST:
+		return (void *)~0UL;
+	case ADDR_UNMAPPED:
+	case ADDR_PROT_NONE:
+		return page + 4096;
+	case ADDR_HALF:
+		return page + 4094;
+	default:
+		return NULL;
+	}
+}
+
+/* The tracked file is still tracked, and the address is what was wrong. */
+static int set_bad_addr(struct vm *vm, uint64_t attr, enum addr_kind kind, const char *page)
+{
+	return set_attr(vm->dev, KVM_DEV_VFIO_FILE, attr, bad_address(kind, page));
+}
+
+TEST_F(bad_addr, add_is_efault)
+{
+	EXPECT_EQ(-EFAULT, set_bad_addr(&self->vm, KVM_DEV_VFIO_FILE_ADD, variant->kind,
+					self->page));
+	if (self->fd >= 0)
+		EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
+}
+
+TEST_F(bad_addr, del_is_efault)
+{
+	EXPECT_EQ(-EFAULT, set_bad_addr(&self->vm, KVM_DEV_VFIO_FILE_DEL, variant->kind,
+					self->page));
+	if (self->fd >= 0)
+		EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
+}
+
+/* --- Descriptors --- */
+
+enum fd_kind {
+	/* No file: EBADF. */
+	FD_MINUS_ONE,
+	FD_INT_MIN,
+	FD_INT_MAX,
+	FD_CLOSED,
+	FD_BEYOND_LIMIT,
+	FD_PATH,
+	/* Not VFIO's: EINVAL for ADD, ENOENT for DEL. */
+	FD_FILES,
+	FD_REGULAR = FD_FILES,
+	FD_DEV_NULL,
+	FD_DIRECTORY,
+	FD_PIPE,
+	FD_SOCKET,
+	FD_EVENTFD,
+	FD_MEMFD,
+	FD_KVM,
+	FD_VM,
+	FD_VCPU,
+	FD_ITSELF,
+	FD_OTHER_VFIO_DEV,
+	FD_CONTAINER,
+};
+
+FIXTURE(bad_fd) {
+	struct vm vm;
+	struct vm other;
+	int bad;
+	int good;
+};
+
+FIXTURE_VARIANT(bad_fd) {
+	enum fd_kind kind;
+};
+
+FIXTURE_VARIANT_ADD(bad_fd, minus_one) { .kind = FD_MINUS_ONE };
+FIXTURE_VARIANT_ADD(bad_fd, int_min) { .kind = FD_INT_MIN };
+FIXTURE_VARIANT_ADD(bad_fd, int_max) { .kind = FD_INT_MAX };
+FIXTURE_VARIANT_ADD(bad_fd, closed) { .kind = FD_CLOSED };
+FIXTURE_VARIANT_ADD(bad_fd, beyond_limit) { .kind = FD_BEYOND_LIMIT };
+FIXTURE_VARIANT_ADD(bad_fd, path_only) { .kind = FD_PATH };
+FIXTURE_VARIANT_ADD(bad_fd, regular_file) { .kind = FD_REGULAR };
+FIXTURE_VARIANT_ADD(bad_fd, dev_null) { .kind = FD_DEV_NULL };
+FIXTURE_VARIANT_ADD(bad_fd, directory) { .kind = FD_DIRECTORY };
+FIXTURE_VARIANT_ADD(bad_fd, pipe) { .kind = FD_PIPE };
+FIXTURE_VARIANT_ADD(bad_fd, socket) { .kind = FD_SOCKET };
+FIXTURE_VARIANT_ADD(bad_fd, eventfd) { .kind = FD_EVENTFD };
+FIXTURE_VARIANT_ADD(bad_fd, memfd) { .kind = FD_MEMFD };
+FIXTURE_VARIANT_ADD(bad_fd, dev_kvm) { .kind = FD_KVM };
+FIXTURE_VARIANT_ADD(bad_fd, vm) { .kind = FD_VM };
+FIXTURE_VARIANT_ADD(bad_fd, vcpu) { .kind = FD_VCPU };
+FIXTURE_VARIANT_ADD(bad_fd, the_device_itself) { .kind = FD_ITSELF };
+FIXTURE_VARIANT_ADD(bad_fd, device_of_another_vm) { .kind = FD_OTHER_VFIO_DEV };
+FIXTURE_VARIANT_ADD(bad_fd, vfio_container) { .kind = FD_CONTAINER };
+
+static int closed_fd(void)
+{
+	int fd = dup(0);
+
+	if (fd < 0)
+		fd = open("/dev/null", O_RDONLY);
+	close(fd);
+	return fd;
+}
+
+static int beyond_limit(void)
+{
+	struct rlimit limit;
+
+	getrlimit(RLIMIT_NOFILE, &limit);
+	return limit.rlim_max < INT_MAX ? limit.rlim_max : INT_MAX;
+}
+
+static int one_of_two(int ret, const int fd[2])
+{
+	return ret < 0 ? -errno : fd[0];
+}
+
+static int bad_descriptor(enum fd_kind kind, struct vm *vm, struct vm *other)
+{
+	int fd[2];
+
+	switch (kind) {
+	case FD_INT_MIN:
+		return INT_MIN;
+	case FD_INT_MAX:
+		return INT_MAX;
+	case FD_CLOSED:
+		return closed_fd();
+	case FD_BEYOND_LIMIT:
+		return beyond_limit();
+	case FD_PATH:
+		return open("/dev/kvm", O_PATH);
+	case FD_REGULAR:
+		return open("/proc/self/exe", O_RDONLY);
+	case FD_DEV_NULL:
+		return open("/dev/null", O_RDWR);
+	case FD_DIRECTORY:
+		return open("/", O_RDONLY | O_DIRECTORY);
+	case FD_PIPE:
+		return one_of_two(pipe(fd), fd);
+	case FD_SOCKET:
+		return one_of_two(socketpair(AF_UNIX, SOCK_STREAM, 0, fd), fd);
+	case FD_EVENTFD:
+		return eventfd(0, 0);
+	case FD_MEMFD:
+		return syscall(SYS_memfd_create, "vfio_dev_test", 0);
+	case FD_KVM:
+		return open("/dev/kvm", O_RDWR);
+	case FD_VM:
+		return vm->fd;
+	case FD_VCPU:
+		return ioctl(vm->fd, KVM_CREATE_VCPU, 0UL);
+	case FD_ITSELF:
+		return vm->dev;
+	case FD_OTHER_VFIO_DEV:
+		return vm_open(other) ? -1 : other->dev;
+	case FD_CONTAINER:
+		return container_open();
+	default:
+		return -1;
+	}
+}
+
+FIXTURE_SETUP(bad_fd)
+{
+	REQUIRE(host.no_kvm);
+	if (variant->kind == FD_CONTAINER && access("/dev/vfio/vfio", F_OK))
+		REQUIRE("no /dev/vfio/vfio");
+	self->other = NO_VM;
+	ASSERT_EQ(0, vm_open(&self->vm));
+	self->good = -1;
+	if (host.nr_groups) {
+		self->good = need_group(0);
+		ASSERT_EQ(0, dev_add(self->vm.dev, self->good));
+	}
+	self->bad = bad_descriptor(variant->kind, &self->vm, &self->other);
+	if (variant->kind >= FD_FILES || variant->kind == FD_PATH)
+		ASSERT_LE(0, self->bad);
+}
+
+FIXTURE_TEARDOWN(bad_fd)
+{
+	vm_close(&self->other);
+	vm_close(&self->vm);
+}
+
+TEST_F(bad_fd, add)
+{
+	EXPECT_EQ(variant->kind < FD_FILES ? -EBADF : -EINVAL,
+		  dev_add(self->vm.dev, self->bad));
+	if (self->good >= 0)
+		EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->good));
+}
+
+TEST_F(bad_fd, del)
+{
+	EXPECT_EQ(variant->kind < FD_FILES ? -EBADF : -ENOENT,
+		  dev_del(self->vm.dev, self->bad));
+	if (self->good >= 0)
+		EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->good));
+}
+
+/* --- One file --- */
+
+FIXTURE(file) {
+	struct vm vm;
+	int fd;
+};
+
+FIXTURE_SETUP(file)
+{
+	REQUIRE(no_groups(1));
+	ASSERT_EQ(0, vm_open(&self->vm));
+	self->fd = need_group(0);
+	ASSERT_LE(0, self->fd);
+}
+
+FIXTURE_TEARDOWN(file)
+{
+	vm_close(&self->vm);
+}
+
+TEST_F(file, add)
+{
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+}
+
+TEST_F(file, add_attached)
+{
+	ASSERT_EQ(0, group_attach(self->fd));
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+}
+
+TEST_F(file, add_twice_is_eexist)
+{
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
+}
+
+TEST_F(file, add_of_copy_is_eexist)
+{
+	int copy = dup(self->fd);
+
+	ASSERT_LE(0, copy);
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, copy));
+}
+
+TEST_F(file, del)
+{
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+}
+
+TEST_F(file, del_by_copy)
+{
+	int copy = dup(self->fd);
+
+	ASSERT_LE(0, copy);
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(0, dev_del(self->vm.dev, copy));
+	EXPECT_EQ(-ENOENT, dev_del(self->vm.dev, self->fd));
+}
+
+TEST_F(file, del_of_untracked_is_enoent)
+{
+	EXPECT_EQ(-ENOENT, dev_del(self->vm.dev, self->fd));
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+}
+
+TEST_F(file, del_twice_is_enoent)
+{
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+	EXPECT_EQ(-ENOENT, dev_del(self->vm.dev, self->fd));
+}
+
+TEST_F(file, del_of_other_group_is_enoent)
+{
+	int other;
+
+	REQUIRE(no_groups(2));
+	other = need_group(1);
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(-ENOENT, dev_del(self->vm.dev, other));
+	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
+}
+
+TEST_F(file, many_times)
+{
+	int i;
+
+	for (i = 0; i < 100; i++) {
+		ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+		ASSERT_EQ(0, dev_del(self->vm.dev, self->fd));
+	}
+}
+
+TEST_F(file, all_groups)
+{
+	int fd[MAX_GROUPS], i;
+
+	REQUIRE(no_groups(2));
+	fd[0] = self->fd;
+	for (i = 1; i < host.nr_groups; i++)
+		fd[i] = need_group(i);
+	for (i = 0; i < host.nr_groups; i++)
+		EXPECT_EQ(0, dev_add(self->vm.dev, fd[i]));
+	for (i = 0; i < host.nr_groups; i++)
+		EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, fd[i]));
+	for (i = 0; i < host.nr_groups; i++)
+		EXPECT_EQ(0, dev_del(self->vm.dev, fd[i]));
+	for (i = 0; i < host.nr_groups; i++)
+		EXPECT_EQ(-ENOENT, dev_del(self->vm.dev, fd[i]));
+}
+
+/* The argument is only read, and need not be aligned. */
+TEST_F(file, argument_is_read_only)
+{
+	int32_t *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	ASSERT_NE(MAP_FAILED, (void *)page);
+	*page = self->fd;
+	ASSERT_EQ(0, mprotect(page, 4096, PROT_READ));
+	EXPECT_EQ(0, set_attr(self->vm.dev, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, page));
+}
+
+TEST_F(file, argument_is_unaligned)
+{
+	char bytes[8];
+
+	memcpy(bytes + 1, &self->fd, sizeof(self->fd));
+	EXPECT_EQ(0, set_attr(self->vm.dev, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD,
+			      bytes + 1));
+}
+
+static bool kernel_tracks_device_files(void)
+{
+	struct utsname u;
+	int major = 0, minor = 0;
+
+	uname(&u);
+	if (sscanf(u.release, "%d.%d", &major, &minor) != 2)
+		return false;
+	return major > 6 || (major == 6 && minor >= 6);
+}
+
+/* Before 6.6 a device's file is no VFIO file; later it may be one. */
+TEST_F(file, device_descriptor)
+{
+	int dev, ret;
+
+	REQUIRE(no_pci(0));
+	ASSERT_EQ(0, group_attach(self->fd));
+	dev = group_get_device(self->fd, 0);
+	ASSERT_LE(0, dev);
+	ret = dev_add(self->vm.dev, dev);
+	if (!kernel_tracks_device_files() || ret) {
+		EXPECT_EQ(-EINVAL, ret);
+		EXPECT_EQ(-ENOENT, dev_del(self->vm.dev, dev));
+	} else {
+		EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, dev));
+		EXPECT_EQ(0, dev_del(self->vm.dev, dev));
+	}
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+}
+
+/* ADD, in which the NTH allocation fails; *FAILED tells whether there were so many. */
+static int add_with_failure(struct vm *vm, int group, int control, int nth, bool *failed)
+{
+	char text[16];
+	int ret, size;
+
+	size = snprintf(text, sizeof(text), "%d", nth);
+	if (pwrite(control, text, size, 0) != size)
+		return -EIO;
+	ret = dev_add(vm->dev, group);
+	size = pread(control, text, sizeof(text) - 1, 0);
+	if (size <= 0 || pwrite(control, "0", 1, 0) != 1)
+		return -EIO;
+	text[size] = 0;
+	*failed = atoi(text) == 0;
+	return ret;
+}
+
+/*
+ * Let every allocation of ADD fail in turn: ENOMEM, and nothing has changed.
+ * Only a kernel with fault injection can show it.
+ */
+TEST_F(file, enomem)
+{
+	int i, ret, control, seen = 0;
+	bool failed = true;
+
+	control = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
+	/* Not for the strict mode: it is the kernel's configuration, not the host. */
+	if (control < 0 || write_file("/sys/kernel/debug/failslab/ignore-gfp-wait", "N"))
+		SKIP(return, "this kernel has no fault injection");
+	/* No stack trace in the log for what is wanted. */
+	write_file("/sys/kernel/debug/failslab/verbose", "0");
+	for (i = 1; i < 100 && failed; i++) {
+		ret = add_with_failure(&self->vm, self->fd, control, i, &failed);
+		if (ret) {
+			seen++;
+			ASSERT_EQ(-ENOMEM, ret);
+			ASSERT_EQ(-ENOENT, dev_del(self->vm.dev, self->fd));
+		} else {
+			ASSERT_EQ(0, dev_del(self->vm.dev, self->fd));
+		}
+	}
+	EXPECT_LT(0, seen);
+	EXPECT_FALSE(failed);
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+	close(self->fd);
+	EXPECT_LE(0, group_open_soon(0));
+}
+
+/* --- Two VMs --- */
+
+FIXTURE(two_vms) {
+	struct vm a;
+	struct vm b;
+	int fd;
+};
+
+FIXTURE_SETUP(two_vms)
+{
+	REQUIRE(no_groups(1));
+	self->b = NO_VM;
+	ASSERT_EQ(0, vm_open(&self->a));
+	ASSERT_EQ(0, vm_open(&self->b));
+	self->fd = need_group(0);
+	ASSERT_LE(0, self->fd);
+	ASSERT_EQ(0, dev_add(self->a.dev, self->fd));
+}
+
+FIXTURE_TEARDOWN(two_vms)
+{
+	vm_close(&self->a);
+	vm_close(&self->b);
+}
+
+TEST_F(two_vms, add_is_ebusy)
+{
+	EXPECT_EQ(-EBUSY, dev_add(self->b.dev, self->fd));
+	EXPECT_EQ(-EBUSY, dev_add(self->b.dev, self->fd));
+}
+
+TEST_F(two_vms, ebusy_leaves_the_first)
+{
+	int ret = dev_add(self->b.dev, self->fd);
+
+	EXPECT_EQ(-EBUSY, ret);
+	EXPECT_EQ(-EEXIST, dev_add(self->a.dev, self->fd));
+	EXPECT_EQ(-ENOENT, dev_del(self->b.dev, self->fd));
+	EXPECT_EQ(0, dev_del(self->a.dev, self->fd));
+}
+
+TEST_F(two_vms, del_of_the_other_is_enoent)
+{
+	EXPECT_EQ(-ENOENT, dev_del(self->b.dev, self->fd));
+	EXPECT_EQ(-EEXIST, dev_add(self->a.dev, self->fd));
+	EXPECT_EQ(0, dev_del(self->a.dev, self->fd));
+}
+
+TEST_F(two_vms, del_gives_it_free)
+{
+	EXPECT_EQ(0, dev_del(self->a.dev, self->fd));
+	EXPECT_EQ(0, dev_add(self->b.dev, self->fd));
+	EXPECT_EQ(-EBUSY, dev_add(self->a.dev, self->fd));
+}
+
+TEST_F(two_vms, closed_device_gives_it_free)
+{
+	close_fd(&self->a.dev);
+	EXPECT_EQ(0, dev_add(self->b.dev, self->fd));
+}
+
+TEST_F(two_vms, closed_vm_gives_it_free)
+{
+	vm_close(&self->a);
+	EXPECT_EQ(0, dev_add(self->b.dev, self->fd));
+}
+
+TEST_F(two_vms, new_device_of_the_first_is_a_stranger)
+{
+	close_fd(&self->a.dev);
+	EXPECT_EQ(0, dev_add(self->b.dev, self->fd));
+	self->a.dev = create_device(self->a.fd, 0);
+	ASSERT_LE(0, self->a.dev);
+	EXPECT_EQ(-EBUSY, dev_add(self->a.dev, self->fd));
+	close_fd(&self->a.dev);
+	EXPECT_EQ(-EEXIST, dev_add(self->b.dev, self->fd));
+}
+
+/* QEMU resets a confidential VM so. */
+TEST_F(two_vms, handed_over_and_back)
+{
+	int i;
+
+	for (i = 0; i < 20; i++) {
+		ASSERT_EQ(0, dev_del(self->a.dev, self->fd));
+		ASSERT_EQ(0, dev_add(self->b.dev, self->fd));
+		close_fd(&self->b.dev);
+		ASSERT_EQ(0, dev_add(self->a.dev, self->fd));
+		self->b.dev = create_device(self->b.fd, 0);
+		ASSERT_LE(0, self->b.dev);
+	}
+}
+
+TEST_F(two_vms, each_its_own_group)
+{
+	int other;
+
+	REQUIRE(no_groups(2));
+	other = need_group(1);
+	EXPECT_EQ(0, dev_add(self->b.dev, other));
+	EXPECT_EQ(-EBUSY, dev_add(self->a.dev, other));
+	EXPECT_EQ(-EBUSY, dev_add(self->b.dev, self->fd));
+	EXPECT_EQ(0, dev_del(self->a.dev, self->fd));
+	EXPECT_EQ(-EEXIST, dev_add(self->b.dev, other));
+}
+
+/* --- A failed call changes nothing --- */
+
+enum failing {
+	FAIL_ADD_NULL,
+	FAIL_ADD_BADF,
+	FAIL_ADD_NOT_VFIO,
+	FAIL_ADD_AGAIN,
+	FAIL_ADD_OTHERS,
+	FAIL_DEL_NULL,
+	FAIL_DEL_BADF,
+	FAIL_DEL_NOT_VFIO,
+	FAIL_DEL_UNTRACKED,
+	FAIL_DEL_OTHERS,
+	FAIL_UNKNOWN_GROUP,
+	FAIL_UNKNOWN_ATTR,
+	FAIL_SECOND_DEVICE,
+};
+
+/* A tracks group 0, attached; B tracks group 1, attached; C has nothing. */
+FIXTURE(unchanged) {
+	struct vm a;
+	struct vm b;
+	struct vm c;
+	int fd[2];
+};
+
+FIXTURE_VARIANT(unchanged) {
+	enum failing call;
+	int expected;
+};
+
+FIXTURE_VARIANT_ADD(unchanged, add_at_null) {
+	.call = FAIL_ADD_NULL,
+	.expected = -EFAULT,
+};
+
+FIXTURE_VARIANT_ADD(unchanged, add_of_no_file) {
+	.call = FAIL_ADD_BADF,
+	.expected = -EBADF,
+};
+
+FIXTURE_VARIANT_ADD(unchanged, add_of_foreign_file) {
+	.call = FAIL_ADD_NOT_VFIO,
+	.expected = -EINVAL,
+};
+
+FIXTURE_VARIANT_ADD(unchanged, add_again) {
+	.call = FAIL_ADD_AGAIN,
+	.expected = -EEXIST,
+};
+
+FIXTURE_VARIANT_ADD(unchanged, add_of_another_vms) {
+	.call = FAIL_ADD_OTHERS,
+	.expected = -EBUSY,
+};
+
+FIXTURE_VARIANT_ADD(unchanged, del_at_null) {
+	.call = FAIL_DEL_NULL,
+	.expected = -EFAULT,
+};
+
+FIXTURE_VARIANT_ADD(unchanged, del_of_no_file) {
+	.call = FAIL_DEL_BADF,
+	.expected = -EBADF,
+};
+
+FIXTURE_VARIANT_ADD(unchanged, del_of_foreign_file) {
+	.call = FAIL_DEL_NOT_VFIO,
+	.expected = -ENOENT,
+};
+
+FIXTURE_VARIANT_ADD(unchanged, del_of_untracked) {
+	.call = FAIL_DEL_UNTRACKED,
+	.expected = -ENOENT,
+};
+
+FIXTURE_VARIANT_ADD(unchanged, del_of_another_vms) {
+	.call = FAIL_DEL_OTHERS,
+	.expected = -ENOENT,
+};
+
+FIXTURE_VARIANT_ADD(unchanged, unknown_group) {
+	.call = FAIL_UNKNOWN_GROUP,
+	.expected = -ENXIO,
+};
+
+FIXTURE_VARIANT_ADD(unchanged, unknown_attr) {
+	.call = FAIL_UNKNOWN_ATTR,
+	.expected = -ENXIO,
+};
+
+FIXTURE_VARIANT_ADD(unchanged, second_device) {
+	.call = FAIL_SECOND_DEVICE,
+	.expected = -EBUSY,
+};
+
+FIXTURE_SETUP(unchanged)
+{
+	int i;
+
+	REQUIRE(host.no_probe);
+	REQUIRE(no_groups(2));
+	self->b = NO_VM;
+	self->c = NO_VM;
+	ASSERT_EQ(0, vm_open_guest(&self->a));
+	ASSERT_EQ(0, vm_open_guest(&self->b));
+	ASSERT_EQ(0, vm_open_guest(&self->c));
+	for (i = 0; i < 2; i++) {
+		self->fd[i] = need_group(i);
+		ASSERT_EQ(0, group_attach(self->fd[i]));
+	}
+	ASSERT_EQ(0, dev_add(self->a.dev, self->fd[0]));
+	ASSERT_EQ(0, dev_add(self->b.dev, self->fd[1]));
+}
+
+FIXTURE_TEARDOWN(unchanged)
+{
+	vm_close(&self->a);
+	vm_close(&self->b);
+	vm_close(&self->c);
+}
+
+static int fail(enum failing what, struct vm *a, struct vm *c, const int fd[2])
+{
+	switch (what) {
+	case FAIL_ADD_NULL:
+		return set_attr(a->dev, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, NULL);
+	case FAIL_ADD_BADF:
+		return dev_add(a->dev, -1);
+	case FAIL_ADD_NOT_VFIO:
+		return dev_add(a->dev, a->fd);
+	case FAIL_ADD_AGAIN:
+		return dev_add(a->dev, fd[0]);
+	case FAIL_ADD_OTHERS:
+		return dev_add(a->dev, fd[1]);
+	case FAIL_DEL_NULL:
+		return set_attr(a->dev, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_DEL, NULL);
+	case FAIL_DEL_BADF:
+		return dev_del(a->dev, -1);
+	case FAIL_DEL_NOT_VFIO:
+		return dev_del(a->dev, a->fd);
+	case FAIL_DEL_UNTRACKED:
+		return dev_del(c->dev, fd[0]);
+	case FAIL_DEL_OTHERS:
+		return dev_del(a->dev, fd[1]);
+	case FAIL_UNKNOWN_GROUP:
+		return set_attr(a->dev, 2, KVM_DEV_VFIO_FILE_DEL, &fd[0]);
+	case FAIL_UNKNOWN_ATTR:
+		return set_attr(a->dev, KVM_DEV_VFIO_FILE, 4, &fd[0]);
+	default:
+		return create_device(a->fd, 0);
+	}
+}
+
+TEST_F(unchanged, flags)
+{
+	long before;
+
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->b));
+	EXPECT_EQ(0, vm_noncoherent(&self->c));
+	before = hits();
+	EXPECT_EQ(variant->expected, fail(variant->call, &self->a, &self->c, self->fd));
+	EXPECT_EQ(before, hits());
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->b));
+	EXPECT_EQ(0, vm_noncoherent(&self->c));
+}
+
+/*
+ * The same after both groups have left their containers, whatever the flags are
+ * then: a call that fails is no occasion to notice that.
+ */
+TEST_F(unchanged, flags_of_detached)
+{
+	int a, b, c;
+
+	ASSERT_EQ(0, group_leave(self->fd[0]));
+	ASSERT_EQ(0, group_leave(self->fd[1]));
+	a = vm_noncoherent(&self->a);
+	b = vm_noncoherent(&self->b);
+	c = vm_noncoherent(&self->c);
+	EXPECT_EQ(variant->expected, fail(variant->call, &self->a, &self->c, self->fd));
+	EXPECT_EQ(a, vm_noncoherent(&self->a));
+	EXPECT_EQ(b, vm_noncoherent(&self->b));
+	EXPECT_EQ(c, vm_noncoherent(&self->c));
+}
+
+TEST_F(unchanged, files)
+{
+	EXPECT_EQ(variant->expected, fail(variant->call, &self->a, &self->c, self->fd));
+	EXPECT_EQ(-ENOENT, dev_del(self->c.dev, self->fd[0]));
+	EXPECT_EQ(-ENOENT, dev_del(self->c.dev, self->fd[1]));
+	EXPECT_EQ(-ENOENT, dev_del(self->a.dev, self->fd[1]));
+	EXPECT_EQ(-ENOENT, dev_del(self->b.dev, self->fd[0]));
+	EXPECT_EQ(-EEXIST, dev_add(self->a.dev, self->fd[0]));
+	EXPECT_EQ(-EEXIST, dev_add(self->b.dev, self->fd[1]));
+	EXPECT_EQ(0, dev_del(self->a.dev, self->fd[0]));
+	EXPECT_EQ(0, dev_del(self->b.dev, self->fd[1]));
+}
+
+/* A group opens only if nothing refers to the file it was opened as before. */
+TEST_F(unchanged, references)
+{
+	int i;
+
+	for (i = 0; i < 3; i++)
+		EXPECT_EQ(variant->expected,
+			  fail(variant->call, &self->a, &self->c, self->fd));
+	EXPECT_EQ(0, dev_del(self->a.dev, self->fd[0]));
+	EXPECT_EQ(0, dev_del(self->b.dev, self->fd[1]));
+	close(self->fd[0]);
+	close(self->fd[1]);
+	EXPECT_LE(0, group_open(0));
+	EXPECT_LE(0, group_open(1));
+}
+
+/* --- Who keeps a file, and for how long --- */
+
+FIXTURE(life) {
+	struct vm vm;
+	struct vm other;
+	int fd;
+};
+
+FIXTURE_SETUP(life)
+{
+	REQUIRE(no_groups(1));
+	self->other = NO_VM;
+	ASSERT_EQ(0, vm_open(&self->vm));
+	ASSERT_EQ(0, vm_open(&self->other));
+	self->fd = need_group(0);
+	ASSERT_LE(0, self->fd);
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+}
+
+FIXTURE_TEARDOWN(life)
+{
+	vm_close(&self->vm);
+	vm_close(&self->other);
+}
+
+TEST_F(life, tracked_file_stays_open)
+{
+	close_fd(&self->fd);
+	EXPECT_EQ(-EBUSY, group_open(0));
+}
+
+TEST_F(life, tracked_file_closes_with_the_device)
+{
+	close_fd(&self->fd);
+	close_fd(&self->vm.dev);
+	self->fd = group_open(0);
+	ASSERT_LE(0, self->fd);
+	EXPECT_EQ(0, dev_add(self->other.dev, self->fd));
+}
+
+TEST_F(life, tracked_file_closes_with_del)
+{
+	int copy = dup(self->fd);
+
+	ASSERT_LE(0, copy);
+	close_fd(&self->fd);
+	EXPECT_EQ(-EBUSY, group_open(0));
+	EXPECT_EQ(0, dev_del(self->vm.dev, copy));
+	EXPECT_EQ(-EBUSY, group_open(0));
+	close(copy);
+	EXPECT_LE(0, group_open(0));
+}
+
+TEST_F(life, tracked_file_closes_with_the_vm)
+{
+	close_fd(&self->fd);
+	vm_close(&self->vm);
+	EXPECT_LE(0, group_open(0));
+}
+
+TEST_F(life, device_works_after_vm_close)
+{
+	close_fd(&self->vm.fd);
+	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+}
+
+TEST_F(life, device_closed_after_the_vm)
+{
+	close_fd(&self->vm.fd);
+	close_fd(&self->vm.dev);
+	EXPECT_EQ(0, dev_add(self->other.dev, self->fd));
+}
+
+/* Its device is released with the descriptor, not with the VM. */
+TEST_F(life, device_closed_before_the_vm)
+{
+	close_fd(&self->vm.dev);
+	EXPECT_EQ(0, dev_add(self->other.dev, self->fd));
+	EXPECT_LT(0, ioctl(self->vm.fd, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS));
+}
+
+TEST_F(life, tracked_and_attached_file_detaches_at_last)
+{
+	ASSERT_EQ(0, group_attach(self->fd));
+	close_fd(&self->fd);
+	EXPECT_EQ(-EBUSY, group_open(0));
+	close_fd(&self->vm.dev);
+	self->fd = group_open(0);
+	ASSERT_LE(0, self->fd);
+	/* In no container any more. */
+	EXPECT_EQ(0, group_attach(self->fd));
+}
+
+TEST_F(life, works_again_after_everything)
+{
+	int i;
+
+	for (i = 0; i < 10; i++) {
+		vm_close(&self->vm);
+		close_fd(&self->fd);
+		ASSERT_EQ(0, vm_open(&self->vm));
+		self->fd = group_open(0);
+		ASSERT_LE(0, self->fd);
+		ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	}
+}
+
+/* Runs what must hold in a child; 0, or the number of the check that failed. */
+#define in_child(...) ({							\
+	int child_status_ = -1;							\
+	pid_t child_ = fork();							\
+										\
+	if (!child_) {								\
+		__VA_ARGS__;							\
+		_exit(0);							\
+	}									\
+	waitpid(child_, &child_status_, 0);					\
+	WIFEXITED(child_status_) ? WEXITSTATUS(child_status_) : -1;		\
+})
+
+#define child_check(nr, condition) do {						\
+	if (!(condition))							\
+		_exit(nr);							\
+} while (0)
+
+TEST_F(life, child_gets_eio)
+{
+	EXPECT_EQ(0, in_child({
+		child_check(1, dev_add(self->vm.dev, self->fd) == -EIO);
+		child_check(2, dev_del(self->vm.dev, self->fd) == -EIO);
+		child_check(3, has_attr(self->vm.dev, KVM_DEV_VFIO_FILE,
+					KVM_DEV_VFIO_FILE_ADD) == -EIO);
+		child_check(4, dev_add(self->vm.dev, -1) == -EIO);
+		child_check(5, create_device(self->vm.fd, 0) == -EIO);
+	}));
+	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
+}
+
+TEST_F(life, child_that_closes_gives_nothing_free)
+{
+	EXPECT_EQ(0, in_child({
+		close(self->vm.dev);
+		close(self->vm.fd);
+		close(self->fd);
+	}));
+	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
+}
+
+/* The device's file is the child's, too: its last close is what counts. */
+TEST_F(life, child_keeps_the_device)
+{
+	int go[2];
+	pid_t child;
+	char byte;
+
+	ASSERT_EQ(0, pipe(go));
+	child = fork();
+	ASSERT_LE(0, child);
+	if (!child) {
+		close(go[1]);
+		/* Ends when the parent closes the pipe. */
+		_exit(read(go[0], &byte, 1) != 0);
+	}
+	close_fd(&self->vm.dev);
+	EXPECT_EQ(-EBUSY, create_device(self->vm.fd, 0));
+	close(go[1]);
+	waitpid(child, NULL, 0);
+	self->vm.dev = create_device(self->vm.fd, 0);
+	EXPECT_LE(0, self->vm.dev);
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+}
+
+/* A group opened here may be tracked for the VM of another process. */
+TEST_F(life, other_process_is_another_vm)
+{
+	EXPECT_EQ(0, in_child({
+		struct vm vm;
+
+		child_check(1, vm_open(&vm) == 0);
+		child_check(2, dev_add(vm.dev, self->fd) == -EBUSY);
+	}));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+	EXPECT_EQ(0, in_child({
+		struct vm vm;
+
+		child_check(1, vm_open(&vm) == 0);
+		child_check(2, dev_add(vm.dev, self->fd) == 0);
+	}));
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+}
+
+/* --- A process killed between any two steps --- */
+
+enum step {
+	STEP_VM,
+	STEP_OPEN,
+	STEP_ADD,
+	STEP_JOIN,
+	STEP_IOMMU,
+	STEP_RUN,
+	STEP_DEVICE,
+	STEP_CLOSE_GROUP,
+};
+
+FIXTURE(killed) {
+};
+
+FIXTURE_VARIANT(killed) {
+	enum step last;
+};
+
+FIXTURE_VARIANT_ADD(killed, after_create) { .last = STEP_VM };
+FIXTURE_VARIANT_ADD(killed, after_open) { .last = STEP_OPEN };
+FIXTURE_VARIANT_ADD(killed, after_add) { .last = STEP_ADD };
+FIXTURE_VARIANT_ADD(killed, after_set_container) { .last = STEP_JOIN };
+FIXTURE_VARIANT_ADD(killed, after_set_iommu) { .last = STEP_IOMMU };
+FIXTURE_VARIANT_ADD(killed, after_run) { .last = STEP_RUN };
+FIXTURE_VARIANT_ADD(killed, after_device_open) { .last = STEP_DEVICE };
+FIXTURE_VARIANT_ADD(killed, after_group_close) { .last = STEP_CLOSE_GROUP };
+
+FIXTURE_SETUP(killed)
+{
+	REQUIRE(no_groups(1));
+	if (variant->last >= STEP_RUN)
+		REQUIRE(no_guest);
+	if (variant->last >= STEP_DEVICE)
+		REQUIRE(no_pci(0));
+}
+
+FIXTURE_TEARDOWN(killed)
+{
+}
+
+/* 0, or what went wrong in the step. */
+static int do_step(enum step step, struct vm *vm, int *group, int *container)
+{
+	int ret;
+
+	switch (step) {
+	case STEP_VM:
+		return vm_open(vm);
+	case STEP_OPEN:
+		*group = group_open_soon(0);
+		return *group < 0 ? *group : 0;
+	case STEP_ADD:
+		return dev_add(vm->dev, *group);
+	case STEP_JOIN:
+		*container = container_open();
+		return group_join(*group, *container);
+	case STEP_IOMMU:
+		return set_iommu(*container);
+	case STEP_RUN:
+		ret = vm_add_vcpu(vm, guest_wbinvd_once, sizeof(guest_wbinvd_once));
+		return ret ? ret : vm_wbinvd(vm);
+	case STEP_DEVICE:
+		ret = group_get_device(*group, 0);
+		return ret < 0 ? ret : 0;
+	default:
+		return call(close(*group));
+	}
+}
+
+static void victim(enum step last, int tell)
+{
+	int group = -1, container = -1, ret = 0, step;
+	struct vm vm;
+
+	for (step = STEP_VM; step <= (int)last && !ret; step++)
+		ret = do_step(step, &vm, &group, &container);
+	if (write(tell, &ret, sizeof(ret)) == sizeof(ret))
+		pause();
+	_exit(1);
+}
+
+TEST_F(killed, everything_is_free)
+{
+	int told[2], ret = -1, group, status;
+	struct vm vm;
+	pid_t child;
+
+	ASSERT_EQ(0, pipe(told));
+	child = fork();
+	ASSERT_LE(0, child);
+	if (!child)
+		victim(variant->last, told[1]);
+	ASSERT_EQ(sizeof(ret), (size_t)read(told[0], &ret, sizeof(ret)));
+	EXPECT_EQ(0, ret);
+	kill(child, SIGKILL);
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+
+	group = group_open_soon(0);
+	ASSERT_LE(0, group);
+	ASSERT_EQ(0, vm_open(&vm));
+	EXPECT_EQ(0, dev_add(vm.dev, group));
+	EXPECT_EQ(0, group_attach(group));
+	EXPECT_EQ(0, dev_del(vm.dev, group));
+}
+
+/* --- Coherency: a model, and sequences that the device must follow --- */
+
+/*
+ * Two VMs, A and B, two groups and two containers. Every operation is done for
+ * real and in the model; its result and, after it, the flag of both VMs must be
+ * the model's.
+ */
+enum op_kind { OP_ADD, OP_DEL, OP_RESET, OP_JOIN, OP_LEAVE, OP_IOMMU, OP_DROP, OP_OPEN,
+	       OP_GETDEV, OP_PUTDEV };
+
+struct op {
+	enum op_kind kind;
+	int vm;			/* 0 is A, 1 is B */
+	int group;
+	int container;
+};
+
+struct world {
+	struct vm vm[2];
+	int group[2];		/* -1: closed */
+	int device[2];		/* of the group; -1: closed */
+	int container[2];
+	/* The model: */
+	int owner[2];		/* the VM that tracks the group, or -1 */
+	int member[2];		/* the container the group is in, or -1 */
+	bool iommu[2];		/* VFIO_SET_IOMMU was done in the container */
+};
+
+static int world_open(struct world *w, int nr_groups)
+{
+	int i, ret = 0;
+
+	for (i = 0; i < 2; i++) {
+		w->vm[i] = NO_VM;
+		w->group[i] = -1;
+		w->device[i] = -1;
+		w->owner[i] = -1;
+		w->member[i] = -1;
+		w->container[i] = container_open();
+		w->iommu[i] = false;
+	}
+	for (i = 0; i < 2 && !ret; i++)
+		ret = vm_open_guest(&w->vm[i]);
+	for (i = 0; i < nr_groups && !ret; i++) {
+		w->group[i] = need_group(i);
+		ret = w->group[i] < 0 ? w->group[i] : 0;
+	}
+	return ret;
+}
+
+static void world_close(struct world *w)
+{
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		close_fd(&w->device[i]);
+		close_fd(&w->group[i]);
+		close_fd(&w->container[i]);
+		vm_close(&w->vm[i]);
+	}
+}
+
+static bool file_is_open(const struct world *w, int group)
+{
+	return w->group[group] >= 0 || w->device[group] >= 0 || w->owner[group] >= 0;
+}
+
+static bool is_attached(const struct world *w, int group)
+{
+	return w->member[group] >= 0 && w->iommu[w->member[group]];
+}
+
+/* The rule that everything here is about. */
+static bool should_be_noncoherent(const struct world *w, int vm)
+{
+	int i;
+
+	for (i = 0; i < 2; i++)
+		if (w->owner[i] == vm && is_attached(w, i))
+			return host.noncoherent;
+	return false;
+}
+
+static void model_leave(struct world *w, int group)
+{
+	int container = w->member[group];
+
+	w->member[group] = -1;
+	/* The last group takes the IOMMU with it. */
+	if (w->member[!group] != container)
+		w->iommu[container] = false;
+}
+
+static void model_close_if_unused(struct world *w, int group)
+{
+	if (!file_is_open(w, group) && w->member[group] >= 0)
+		model_leave(w, group);
+}
+
+static int model_add(struct world *w, const struct op *op)
+{
+	int *owner = &w->owner[op->group];
+
+	if (w->group[op->group] < 0)
+		return -EBADF;
+	if (*owner >= 0)
+		return *owner == op->vm ? -EEXIST : -EBUSY;
+	*owner = op->vm;
+	return 0;
+}
+
+static int model_del(struct world *w, const struct op *op)
+{
+	if (w->group[op->group] < 0)
+		return -EBADF;
+	if (w->owner[op->group] != op->vm)
+		return -ENOENT;
+	w->owner[op->group] = -1;
+	return 0;
+}
+
+static int model_join(struct world *w, const struct op *op)
+{
+	if (w->group[op->group] < 0)
+		return -EBADF;
+	if (w->member[op->group] >= 0)
+		return -EINVAL;
+	w->member[op->group] = op->container;
+	return 0;
+}
+
+static int model_leave_op(struct world *w, const struct op *op)
+{
+	if (w->group[op->group] < 0)
+		return -EBADF;
+	if (w->member[op->group] < 0)
+		return -EINVAL;
+	if (w->device[op->group] >= 0)
+		return -EBUSY;
+	model_leave(w, op->group);
+	return 0;
+}
+
+static int model_iommu(struct world *w, const struct op *op)
+{
+	if (w->iommu[op->container] ||
+	    (w->member[0] != op->container && w->member[1] != op->container))
+		return -EINVAL;
+	w->iommu[op->container] = true;
+	return 0;
+}
+
+/* Descriptors are real, so closing and opening one changes the model with it. */
+static int do_drop(struct world *w, int group)
+{
+	close_fd(&w->group[group]);
+	model_close_if_unused(w, group);
+	return 0;
+}
+
+static int do_open(struct world *w, int group, int *expected)
+{
+	int fd;
+
+	*expected = file_is_open(w, group) ? -EBUSY : 0;
+	fd = group_open(group);
+	if (fd < 0)
+		return fd;
+	w->group[group] = fd;
+	return 0;
+}
+
+static int do_getdev(struct world *w, int group, int *expected)
+{
+	int fd;
+
+	*expected = w->group[group] < 0 ? -EBADF : is_attached(w, group) ? 0 : -EINVAL;
+	fd = group_get_device(w->group[group], group);
+	if (fd < 0)
+		return fd;
+	w->device[group] = fd;
+	return 0;
+}
+
+static int do_putdev(struct world *w, int group)
+{
+	close_fd(&w->device[group]);
+	model_close_if_unused(w, group);
+	return 0;
+}
+
+/* The KVM device is closed, and a new one made. */
+static int do_reset(struct world *w, int vm)
+{
+	int i;
+
+	close_fd(&w->vm[vm].dev);
+	for (i = 0; i < 2; i++) {
+		if (w->owner[i] == vm)
+			w->owner[i] = -1;
+		model_close_if_unused(w, i);
+	}
+	w->vm[vm].dev = create_device(w->vm[vm].fd, 0);
+	return w->vm[vm].dev < 0 ? w->vm[vm].dev : 0;
+}
+
+/* Returns what the system call did, and in EXPECTED what it had to do. */
+static int do_op(struct world *w, const struct op *op, int *expected)
+{
+	*expected = 0;
+	switch (op->kind) {
+	case OP_ADD:
+		*expected = model_add(w, op);
+		return dev_add(w->vm[op->vm].dev, w->group[op->group]);
+	case OP_DEL:
+		*expected = model_del(w, op);
+		return dev_del(w->vm[op->vm].dev, w->group[op->group]);
+	case OP_JOIN:
+		*expected = model_join(w, op);
+		return group_join(w->group[op->group], w->container[op->container]);
+	case OP_LEAVE:
+		*expected = model_leave_op(w, op);
+		return group_leave(w->group[op->group]);
+	case OP_IOMMU:
+		*expected = model_iommu(w, op);
+		return set_iommu(w->container[op->container]);
+	case OP_RESET:
+		return do_reset(w, op->vm);
+	case OP_DROP:
+		return do_drop(w, op->group);
+	case OP_OPEN:
+		return do_open(w, op->group, expected);
+	case OP_GETDEV:
+		return do_getdev(w, op->group, expected);
+	case OP_PUTDEV:
+		return do_putdev(w, op->group);
+	}
+	return -EINVAL;
+}
+
+static const char * const op_name[] = {
+	[OP_ADD] = "add", [OP_DEL] = "del", [OP_RESET] = "reset", [OP_JOIN] = "join",
+	[OP_LEAVE] = "leave", [OP_IOMMU] = "iommu", [OP_DROP] = "drop", [OP_OPEN] = "open",
+	[OP_GETDEV] = "getdev", [OP_PUTDEV] = "putdev",
+};
+
+/*
+ * "add1" group 1 for VM A, "Bdel2" group 2 for VM B, "join2.1" group 2 into
+ * container 1 ("join1" is "join1.1"), "leave1", "iommu2" VFIO_SET_IOMMU in
+ * container 2, "drop1" and "open1" the group's descriptor, "getdev1" and
+ * "putdev1" the descriptor of its device, "reset" and "Breset" the KVM device.
+ */
+static int parse_op(const char *word, struct op *op)
+{
+	size_t i, size;
+
+	memset(op, 0, sizeof(*op));
+	if (*word == 'B') {
+		op->vm = 1;
+		word++;
+	}
+	for (i = 0; i < ARRAY_SIZE(op_name); i++) {
+		size = strlen(op_name[i]);
+		if (strncmp(word, op_name[i], size))
+			continue;
+		op->kind = i;
+		if (word[size])
+			op->group = word[size] - '1';
+		if (op->kind == OP_IOMMU)
+			op->container = op->group;
+		else if (word[size] && word[size + 1] == '.')
+			op->container = word[size + 2] - '1';
+		return 0;
+	}
+	return -EINVAL;
+}
+
+static void print_op(const struct op *op, char *text, size_t size)
+{
+	bool of_vm = op->kind <= OP_RESET;
+
+	snprintf(text, size, "%s%s%d.%d", of_vm && op->vm ? "B" : "", op_name[op->kind],
+		 (op->kind == OP_IOMMU ? op->container : op->group) + 1, op->container + 1);
+}
+
+/* What an operation did to the world, and what it had to do. */
+struct outcome {
+	int result, expected_result;
+	int flag[2], expected_flag[2];
+	bool flushed, flush_owed;
+};
+
+/*
+ * Both guests have run before the operation, so that a VM which becomes
+ * non-coherent owes them what their WBINVDs so far did not do.
+ */
+static void observe(struct world *w, const struct op *op, struct outcome *o)
+{
+	bool before[2], after;
+	long count;
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		before[i] = should_be_noncoherent(w, i);
+		vm_wbinvd(&w->vm[i]);
+	}
+	o->flush_owed = false;
+	count = hits();
+	o->result = do_op(w, op, &o->expected_result);
+	o->flushed = hits() > count;
+	for (i = 0; i < 2; i++) {
+		after = should_be_noncoherent(w, i);
+		o->expected_flag[i] = after;
+		o->flag[i] = vm_noncoherent(&w->vm[i]);
+		o->flush_owed |= after && !before[i];
+	}
+}
+
+FIXTURE(coherency) {
+	struct world world;
+};
+
+FIXTURE_VARIANT(coherency) {
+	const char *steps;
+};
+
+/* One group: every order of ADD and DEL with SET_CONTAINER, SET_IOMMU, UNSET. */
+FIXTURE_VARIANT_ADD(coherency, add_del_join_iommu_leave) {
+	.steps = "add1 del1 join1 iommu1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, add_join_del_iommu_leave) {
+	.steps = "add1 join1 del1 iommu1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, add_join_iommu_del_leave) {
+	.steps = "add1 join1 iommu1 del1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, add_join_iommu_leave_del) {
+	.steps = "add1 join1 iommu1 leave1 del1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, join_add_del_iommu_leave) {
+	.steps = "join1 add1 del1 iommu1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, join_add_iommu_del_leave) {
+	.steps = "join1 add1 iommu1 del1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, join_add_iommu_leave_del) {
+	.steps = "join1 add1 iommu1 leave1 del1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, join_iommu_add_del_leave) {
+	.steps = "join1 iommu1 add1 del1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, join_iommu_add_leave_del) {
+	.steps = "join1 iommu1 add1 leave1 del1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, join_iommu_leave_add_del) {
+	.steps = "join1 iommu1 leave1 add1 del1",
+};
+
+/* No SET_IOMMU: no DMA. */
+FIXTURE_VARIANT_ADD(coherency, add_join_leave_del) {
+	.steps = "add1 join1 leave1 del1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, join_add_leave_del) {
+	.steps = "join1 add1 leave1 del1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, join_add_del_leave) {
+	.steps = "join1 add1 del1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, add_only) {
+	.steps = "add1 del1",
+};
+
+/* And again. */
+FIXTURE_VARIANT_ADD(coherency, attached_twice) {
+	.steps = "add1 join1 iommu1 leave1 join1.2 iommu2 leave1 join1.2 iommu2 del1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, added_twice) {
+	.steps = "join1 iommu1 add1 del1 add1 del1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, device_closed_while_attached) {
+	.steps = "join1 iommu1 add1 reset leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, device_closed_then_attached) {
+	.steps = "add1 reset join1 iommu1 add1 reset",
+};
+
+FIXTURE_VARIANT_ADD(coherency, untracked) {
+	.steps = "join1 iommu1 del1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, failed_calls) {
+	.steps = "add1 add1 join1 join1.2 iommu2 iommu1 iommu1 Badd1 Bdel1 leave1 leave1 del1 del1",
+};
+
+/* The group's descriptor closed: a tracked file is kept, and stays attached. */
+FIXTURE_VARIANT_ADD(coherency, group_closed_untracked) {
+	.steps = "join1 iommu1 drop1 open1 add1 del1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, group_closed_while_tracked) {
+	.steps = "add1 join1 iommu1 drop1 open1 reset open1 add1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, group_closed_before_attached) {
+	.steps = "add1 drop1 open1 reset open1 join1 add1 iommu1 drop1 reset",
+};
+
+/* Two groups in one container. */
+FIXTURE_VARIANT_ADD(coherency, two_join_then_iommu) {
+	.steps = "add1 add2 join1 join2 iommu1 leave1 leave2 del1 del2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, two_iommu_then_join) {
+	.steps = "add1 add2 join1 iommu1 join2 leave1 leave2 del1 del2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, two_attached_then_added) {
+	.steps = "join1 join2 iommu1 add1 add2 del1 del2 leave1 leave2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, two_first_untracked) {
+	.steps = "add2 join1 iommu1 join2 leave1 leave2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, two_second_untracked) {
+	.steps = "add1 join1 iommu1 join2 leave1 add1 add2 leave2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, two_del_one_of_two) {
+	.steps = "join1 iommu1 join2 add1 add2 del2 add2 del1 leave2 del2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, two_closed_at_once) {
+	.steps = "join1 join2 iommu1 add1 add2 reset leave1 leave2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, two_left_one_by_one) {
+	.steps = "add1 add2 join1 join2 iommu1 leave2 join2 leave1 join1 leave2 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, two_groups_closed) {
+	.steps = "add1 add2 join1 join2 iommu1 drop1 drop2 reset open1 open2",
+};
+
+/* Two groups in two containers. */
+FIXTURE_VARIANT_ADD(coherency, apart_added_first) {
+	.steps = "add1 add2 join1.1 join2.2 iommu1 iommu2 leave1 leave2 del1 del2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, apart_added_last) {
+	.steps = "join1.1 join2.2 iommu2 iommu1 add1 add2 del1 del2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, apart_only_one_iommu) {
+	.steps = "join1.1 join2.2 add1 add2 iommu2 leave1 del2 leave2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, apart_moved) {
+	.steps = "add1 join1 iommu1 add2 join2.2 iommu2 leave2 join2 leave1 join1 leave1 leave2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, apart_del_order) {
+	.steps = "join1.1 iommu1 join2.2 iommu2 add1 add2 del2 del1 add2 add1 reset",
+};
+
+/* Two VMs. */
+FIXTURE_VARIANT_ADD(coherency, vms_one_each) {
+	.steps = "add1 Badd2 join1.1 iommu1 join2.2 iommu2 leave1 leave2 del1 Bdel2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, vms_one_container) {
+	.steps = "add1 Badd2 join1 join2 iommu1 leave1 join1 leave2 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, vms_added_attached) {
+	.steps = "join1 join2 iommu1 add1 Badd2 del1 Bdel2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, vms_handed_over) {
+	.steps = "join1 iommu1 add1 del1 Badd1 Bdel1 add1 reset Badd1 Breset",
+};
+
+FIXTURE_VARIANT_ADD(coherency, vms_exclusive) {
+	.steps = "add1 Badd1 join1 iommu1 Badd1 Bdel1 del1 Badd1 add1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, vms_only_one_tracks) {
+	.steps = "Badd2 join1 iommu1 join2 leave1 leave2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, vms_device_closed) {
+	.steps = "add1 Badd2 join1 join2 iommu1 reset Breset",
+};
+
+/* With the device open, the group cannot leave; its file lives on in the device's. */
+FIXTURE_VARIANT_ADD(coherency, device_open_then_added) {
+	.steps = "join1 iommu1 getdev1 add1 leave1 del1 putdev1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, device_open_after_added) {
+	.steps = "add1 getdev1 join1 iommu1 getdev1 leave1 putdev1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, device_keeps_the_group) {
+	.steps = "join1 iommu1 getdev1 add1 drop1 open1 reset open1 putdev1 open1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, device_and_vm_keep_the_group) {
+	.steps = "join1 iommu1 add1 getdev1 drop1 putdev1 open1 reset open1",
+};
+
+FIXTURE_SETUP(coherency)
+{
+	REQUIRE(host.no_probe);
+	REQUIRE(no_groups(strpbrk(variant->steps, "2") ? 2 : 1));
+	if (strstr(variant->steps, "getdev"))
+		REQUIRE(no_pci(0));
+	ASSERT_EQ(0, world_open(&self->world, host.nr_groups < 2 ? 1 : 2));
+}
+
+FIXTURE_TEARDOWN(coherency)
+{
+	world_close(&self->world);
+}
+
+/* The next word of a sequence, or NULL. */
+static const char *next_word(const char **steps, char *word, size_t size)
+{
+	size_t n = strcspn(*steps, " ");
+
+	if (!n)
+		return NULL;
+	snprintf(word, size, "%.*s", (int)n, *steps);
+	*steps += n + ((*steps)[n] == ' ');
+	return word;
+}
+
+TEST_F(coherency, flag_follows)
+{
+	const char *rest = variant->steps;
+	struct outcome o;
+	char word[16];
+	struct op op;
+
+	while (next_word(&rest, word, sizeof(word))) {
+		ASSERT_EQ(0, parse_op(word, &op));
+		observe(&self->world, &op, &o);
+		EXPECT_EQ(o.expected_result, o.result)
+			TH_LOG("result of %s in \"%s\"", word, variant->steps);
+		EXPECT_EQ(o.expected_flag[0], o.flag[0])
+			TH_LOG("VM A after %s in \"%s\"", word, variant->steps);
+		EXPECT_EQ(o.expected_flag[1], o.flag[1])
+			TH_LOG("VM B after %s in \"%s\"", word, variant->steps);
+	}
+}
+
+/* Exactly when a VM becomes non-coherent are caches written back for it. */
+TEST_F(coherency, flush_is_paid)
+{
+	const char *rest = variant->steps;
+	struct outcome o;
+	char word[16];
+	struct op op;
+
+	while (next_word(&rest, word, sizeof(word))) {
+		ASSERT_EQ(0, parse_op(word, &op));
+		observe(&self->world, &op, &o);
+		EXPECT_EQ(o.flush_owed, o.flushed)
+			TH_LOG("during %s in \"%s\"", word, variant->steps);
+	}
+}
+
+/* --- A random walk through all of that --- */
+
+FIXTURE(walk) {
+	struct world world;
+};
+
+FIXTURE_SETUP(walk)
+{
+	REQUIRE(host.no_probe);
+	REQUIRE(no_groups(2));
+	ASSERT_EQ(0, world_open(&self->world, 2));
+}
+
+FIXTURE_TEARDOWN(walk)
+{
+	world_close(&self->world);
+}
+
+static uint32_t next_random(uint32_t *state)
+{
+	*state = *state * 1664525 + 1013904223;
+	return *state >> 12;
+}
+
+/* What changes something, more often than what only could. */
+static void random_op(uint32_t *state, struct op *op)
+{
+	static const enum op_kind often[] = {
+		OP_ADD, OP_ADD, OP_ADD, OP_DEL, OP_DEL, OP_JOIN, OP_JOIN, OP_JOIN, OP_LEAVE,
+		OP_LEAVE, OP_IOMMU, OP_IOMMU, OP_IOMMU, OP_OPEN, OP_OPEN, OP_DROP, OP_RESET,
+	};
+
+	op->kind = often[next_random(state) % ARRAY_SIZE(often)];
+	op->vm = next_random(state) % 2;
+	op->group = next_random(state) % 2;
+	op->container = next_random(state) % 2;
+}
+
+#define WALK_STEPS	500
+
+TEST_F_TIMEOUT(walk, result_and_flag, 120)
+{
+	const char *seed = getenv("VFIO_DEV_TEST_SEED");
+	uint32_t state = seed ? atoi(seed) : 1;
+	struct outcome o;
+	char text[32];
+	struct op op;
+	int i;
+
+	for (i = 0; i < WALK_STEPS; i++) {
+		random_op(&state, &op);
+		observe(&self->world, &op, &o);
+		print_op(&op, text, sizeof(text));
+		ASSERT_EQ(o.expected_result, o.result)
+			TH_LOG("result of step %d, %s", i, text);
+		ASSERT_EQ(o.expected_flag[0], o.flag[0])
+			TH_LOG("VM A after step %d, %s", i, text);
+		ASSERT_EQ(o.expected_flag[1], o.flag[1])
+			TH_LOG("VM B after step %d, %s", i, text);
+	}
+}
+
+TEST_F_TIMEOUT(walk, flush, 120)
+{
+	const char *seed = getenv("VFIO_DEV_TEST_SEED");
+	uint32_t state = seed ? atoi(seed) : 2;
+	struct outcome o;
+	char text[32];
+	struct op op;
+	int i;
+
+	for (i = 0; i < WALK_STEPS; i++) {
+		random_op(&state, &op);
+		observe(&self->world, &op, &o);
+		print_op(&op, text, sizeof(text));
+		ASSERT_EQ(o.flush_owed, o.flushed)
+			TH_LOG("during step %d, %s", i, text);
+	}
+}
+
+/* --- WBINVD of the guest --- */
+
+FIXTURE(wbinvd) {
+	struct vm vm;
+	int fd;
+};
+
+FIXTURE_SETUP(wbinvd)
+{
+	REQUIRE(host.no_probe);
+	REQUIRE(no_groups(1));
+	ASSERT_EQ(0, vm_open_guest(&self->vm));
+	self->fd = need_group(0);
+	ASSERT_LE(0, self->fd);
+}
+
+FIXTURE_TEARDOWN(wbinvd)
+{
+	vm_close(&self->vm);
+}
+
+TEST_F(wbinvd, without_a_device)
+{
+	long before = hits();
+	int i;
+
+	close_fd(&self->vm.dev);
+	for (i = 0; i < 20; i++)
+		EXPECT_EQ(0, vm_wbinvd(&self->vm));
+	EXPECT_EQ(before, hits());
+}
+
+TEST_F(wbinvd, while_coherent)
+{
+	long before = hits();
+	int i;
+
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	for (i = 0; i < 20; i++)
+		EXPECT_EQ(0, vm_wbinvd(&self->vm));
+	EXPECT_EQ(before, hits());
+}
+
+TEST_F(wbinvd, while_attached)
+{
+	long before;
+	int i;
+
+	ASSERT_EQ(0, group_attach(self->fd));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	for (i = 0; i < 20; i++) {
+		before = hits();
+		EXPECT_EQ(0, vm_wbinvd(&self->vm));
+		EXPECT_EQ(host.noncoherent, hits() > before);
+	}
+}
+
+/* The vCPU moved: its lines are dirty on the CPU it came from, as well. */
+TEST_F(wbinvd, of_a_moved_vcpu)
+{
+	long before[2];
+
+	REQUIRE(no_cpus(2));
+	ASSERT_EQ(0, group_attach(self->fd));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	pin(0);
+	EXPECT_EQ(0, vm_wbinvd(&self->vm));
+	pin(1);
+	before[0] = hits_on(0);
+	before[1] = hits_on(1);
+	EXPECT_EQ(0, vm_wbinvd(&self->vm));
+	EXPECT_EQ(host.noncoherent, hits_on(0) > before[0]);
+	EXPECT_EQ(host.noncoherent, hits_on(1) > before[1]);
+}
+
+TEST_F(wbinvd, stops_with_the_device)
+{
+	ASSERT_EQ(0, group_attach(self->fd));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->vm));
+	close_fd(&self->vm.dev);
+	EXPECT_EQ(0, vm_noncoherent(&self->vm));
+}
+
+/* The vCPU keeps the VM alive, and the VM must know that its device is gone. */
+TEST_F(wbinvd, stops_with_the_device_of_a_closed_vm)
+{
+	ASSERT_EQ(0, group_attach(self->fd));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	close_fd(&self->vm.fd);
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->vm));
+	close_fd(&self->vm.dev);
+	EXPECT_EQ(0, vm_noncoherent(&self->vm));
+}
+
+/* It has written there, and executed no WBINVD yet. */
+TEST_F(wbinvd, of_a_vcpu_that_wrote_elsewhere)
+{
+	long before[2];
+	struct vm vm;
+
+	REQUIRE(no_cpus(2));
+	ASSERT_EQ(0, vm_open(&vm));
+	ASSERT_EQ(0, vm_add_vcpu(&vm, guest_write_first, sizeof(guest_write_first)));
+	ASSERT_EQ(0, group_attach(self->fd));
+	ASSERT_EQ(0, dev_add(vm.dev, self->fd));
+	before[0] = hits_on(0);
+	before[1] = hits_on(1);
+	pin(0);
+	EXPECT_EQ(0, vm_wbinvd(&vm));
+	EXPECT_EQ(before[0], hits_on(0));
+	EXPECT_EQ(before[1], hits_on(1));
+	pin(1);
+	EXPECT_EQ(0, vm_wbinvd(&vm));
+	EXPECT_EQ(host.noncoherent, hits_on(0) > before[0]);
+	EXPECT_EQ(host.noncoherent, hits_on(1) > before[1]);
+	vm_close(&vm);
+}
+
+/* A guest that does nothing else sees the change at once. */
+TEST_F(wbinvd, of_a_running_vcpu)
+{
+	struct runner r = { 0 };
+	long before;
+	struct vm vm;
+	int i;
+
+	REQUIRE(no_cpus(2));
+	ASSERT_EQ(0, vm_open(&vm));
+	ASSERT_EQ(0, vm_add_vcpu(&vm, guest_wbinvd, sizeof(guest_wbinvd)));
+	ASSERT_EQ(0, dev_add(vm.dev, self->fd));
+	pin(0);
+	ASSERT_EQ(0, runner_start(&r, &vm, 1));
+	for (i = 0; i < 3; i++) {
+		EXPECT_EQ(0, group_attach(self->fd));
+		before = hits();
+		sleep_ms(50);
+		EXPECT_EQ(host.noncoherent, hits() > before);
+		EXPECT_EQ(0, group_leave(self->fd));
+		/* The instruction it was in may still have been under way. */
+		sleep_ms(20);
+		before = hits();
+		sleep_ms(50);
+		EXPECT_EQ(before, hits());
+	}
+	EXPECT_EQ(0, runner_stop(&r));
+	vm_close(&vm);
+}
+
+/* --- The flush that a VM owes when it becomes non-coherent --- */
+
+enum becoming { BY_ADD, BY_IOMMU, BY_JOIN };
+
+FIXTURE(owed) {
+	struct vm vm;
+	int fd;
+	int other;
+	int container;
+};
+
+FIXTURE_VARIANT(owed) {
+	enum becoming how;
+};
+
+FIXTURE_VARIANT_ADD(owed, by_add) {
+	.how = BY_ADD,
+};
+
+FIXTURE_VARIANT_ADD(owed, by_set_iommu) {
+	.how = BY_IOMMU,
+};
+
+FIXTURE_VARIANT_ADD(owed, by_set_container) {
+	.how = BY_JOIN,
+};
+
+FIXTURE_SETUP(owed)
+{
+	REQUIRE(host.no_probe);
+	REQUIRE(no_groups(variant->how == BY_JOIN ? 2 : 1));
+	ASSERT_EQ(0, vm_open(&self->vm));
+	self->fd = need_group(0);
+	ASSERT_LE(0, self->fd);
+	self->container = container_open();
+	ASSERT_LE(0, self->container);
+	if (variant->how == BY_JOIN) {
+		/* A container whose IOMMU is set by another group. */
+		self->other = need_group(1);
+		ASSERT_EQ(0, group_join(self->other, self->container));
+		ASSERT_EQ(0, set_iommu(self->container));
+	} else {
+		ASSERT_EQ(0, group_join(self->fd, self->container));
+	}
+	ASSERT_EQ(0, variant->how == BY_ADD ? set_iommu(self->container) :
+					      dev_add(self->vm.dev, self->fd));
+}
+
+FIXTURE_TEARDOWN(owed)
+{
+	vm_close(&self->vm);
+}
+
+static int add_guest(struct vm *vm)
+{
+	return vm_add_vcpu(vm, guest_wbinvd_once, sizeof(guest_wbinvd_once));
+}
+
+static int become(enum becoming how, struct vm *vm, int fd, int container)
+{
+	switch (how) {
+	case BY_ADD:
+		return dev_add(vm->dev, fd);
+	case BY_IOMMU:
+		return set_iommu(container);
+	default:
+		return group_join(fd, container);
+	}
+}
+
+/* Back to where it was. BY_IOMMU needs the group in the container again. */
+static int unbecome(enum becoming how, struct vm *vm, int fd, int container)
+{
+	int ret;
+
+	if (how == BY_ADD)
+		return dev_del(vm->dev, fd);
+	ret = group_leave(fd);
+	if (!ret && how == BY_IOMMU)
+		ret = group_join(fd, container);
+	return ret;
+}
+
+TEST_F(owed, paid)
+{
+	long before;
+
+	ASSERT_EQ(0, add_guest(&self->vm));
+	ASSERT_EQ(0, vm_wbinvd(&self->vm));
+	before = hits();
+	ASSERT_EQ(0, become(variant->how, &self->vm, self->fd, self->container));
+	EXPECT_EQ(host.noncoherent, hits() > before);
+}
+
+TEST_F(owed, paid_again)
+{
+	long before;
+	int i;
+
+	ASSERT_EQ(0, add_guest(&self->vm));
+	for (i = 0; i < 3; i++) {
+		ASSERT_EQ(0, vm_wbinvd(&self->vm));
+		before = hits();
+		ASSERT_EQ(0, become(variant->how, &self->vm, self->fd, self->container));
+		EXPECT_EQ(host.noncoherent, hits() > before);
+		ASSERT_EQ(0, vm_wbinvd(&self->vm));
+		before = hits();
+		ASSERT_EQ(0, unbecome(variant->how, &self->vm, self->fd, self->container));
+		EXPECT_EQ(before, hits());
+	}
+}
+
+TEST_F(owed, paid_on_every_cpu)
+{
+	long before[2];
+	int i;
+
+	REQUIRE(no_cpus(2));
+	ASSERT_EQ(0, add_guest(&self->vm));
+	for (i = 0; i < 2; i++) {
+		pin(i);
+		ASSERT_EQ(0, vm_wbinvd(&self->vm));
+		before[i] = hits_on(i);
+	}
+	ASSERT_EQ(0, become(variant->how, &self->vm, self->fd, self->container));
+	for (i = 0; i < 2; i++)
+		EXPECT_EQ(host.noncoherent, hits_on(i) > before[i])
+			TH_LOG("on CPU %d", host.cpu[i]);
+}
+
+/* CPUs that belong to somebody else are left in peace. */
+TEST_F(owed, not_paid_elsewhere)
+{
+	struct vm other;
+	long before;
+
+	REQUIRE(no_cpus(2));
+	ASSERT_EQ(0, vm_open_guest(&other));
+	pin(1);
+	ASSERT_EQ(0, vm_wbinvd(&other));
+	/* Also a vCPU's making counts as being there. */
+	pin(0);
+	ASSERT_EQ(0, add_guest(&self->vm));
+	ASSERT_EQ(0, vm_wbinvd(&self->vm));
+	pin(1);
+	before = hits_on(1);
+	ASSERT_EQ(0, become(variant->how, &self->vm, self->fd, self->container));
+	EXPECT_EQ(before, hits_on(1));
+	vm_close(&other);
+}
+
+TEST_F(owed, nothing_without_vcpu)
+{
+	long before = hits();
+
+	ASSERT_EQ(0, become(variant->how, &self->vm, self->fd, self->container));
+	EXPECT_EQ(before, hits());
+}
+
+TEST_F(owed, nothing_for_a_second_file)
+{
+	long before;
+	int fd;
+
+	REQUIRE(no_groups(2));
+	ASSERT_EQ(0, add_guest(&self->vm));
+	ASSERT_EQ(0, become(variant->how, &self->vm, self->fd, self->container));
+	fd = variant->how == BY_JOIN ? self->other : need_group(1);
+	if (variant->how != BY_JOIN)
+		ASSERT_EQ(0, group_attach(fd));
+	ASSERT_EQ(0, vm_wbinvd(&self->vm));
+	before = hits();
+	ASSERT_EQ(0, dev_add(self->vm.dev, fd));
+	EXPECT_EQ(before, hits());
+}
+
+/* Running in the guest all the time, it dirties lines after each flush. */
+TEST_F(owed, paid_where_a_vcpu_runs)
+{
+	struct runner r = { 0 };
+	long before;
+	int i;
+
+	REQUIRE(no_cpus(2));
+	ASSERT_EQ(0, vm_add_vcpu(&self->vm, guest_busy, sizeof(guest_busy)));
+	pin(0);
+	ASSERT_EQ(0, runner_start(&r, &self->vm, 1));
+	sleep_ms(50);
+	for (i = 0; i < 5; i++) {
+		before = hits_on(1);
+		EXPECT_EQ(0, become(variant->how, &self->vm, self->fd, self->container));
+		EXPECT_EQ(host.noncoherent, hits_on(1) > before)
+			TH_LOG("change %d", i);
+		sleep_ms(10);
+		EXPECT_EQ(0, unbecome(variant->how, &self->vm, self->fd, self->container));
+		sleep_ms(10);
+	}
+	EXPECT_EQ(0, runner_stop(&r));
+}
+
+/* --- A device that is taken away from vfio-pci --- */
+
+static int bind_vfio_pci(const char *bdf)
+{
+	char path[128];
+	int ret;
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%.31s/driver", bdf);
+	if (!access(path, F_OK))
+		return 0;
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%.31s/driver_override", bdf);
+	ret = write_file(path, "vfio-pci");
+	if (ret)
+		return ret;
+	ret = write_file("/sys/bus/pci/drivers_probe", bdf);
+	/* As found: which driver it gets is not ours to decide for ever. */
+	write_file(path, "\n");
+	return ret;
+}
+
+static int unbind_vfio_pci(const char *bdf)
+{
+	return write_file("/sys/bus/pci/drivers/vfio-pci/unbind", bdf);
+}
+
+struct unbinder {
+	pthread_t thread;
+	const char *bdf;
+	int ret;
+	atomic_bool done;
+};
+
+static void *unbinder_main(void *arg)
+{
+	struct unbinder *u = arg;
+
+	u->ret = unbind_vfio_pci(u->bdf);
+	u->done = true;
+	return NULL;
+}
+
+enum unbound { UNBIND_TRACKED, UNBIND_UNTRACKED, UNBIND_ATTACHED, UNBIND_OPEN };
+
+FIXTURE(unbind) {
+	struct vm vm;
+	int fd;
+	int device;
+};
+
+FIXTURE_VARIANT(unbind) {
+	enum unbound state;
+};
+
+FIXTURE_VARIANT_ADD(unbind, untracked) {
+	.state = UNBIND_UNTRACKED,
+};
+
+FIXTURE_VARIANT_ADD(unbind, tracked) {
+	.state = UNBIND_TRACKED,
+};
+
+FIXTURE_VARIANT_ADD(unbind, attached) {
+	.state = UNBIND_ATTACHED,
+};
+
+FIXTURE_VARIANT_ADD(unbind, device_open) {
+	.state = UNBIND_OPEN,
+};
+
+FIXTURE_SETUP(unbind)
+{
+	REQUIRE(host.no_probe);
+	REQUIRE(no_groups(1));
+	REQUIRE(no_pci(0));
+	ASSERT_EQ(0, vm_open_guest(&self->vm));
+	self->fd = need_group(0);
+	ASSERT_LE(0, self->fd);
+	self->device = -1;
+	if (variant->state >= UNBIND_ATTACHED)
+		ASSERT_EQ(0, group_attach(self->fd));
+	if (variant->state == UNBIND_OPEN) {
+		self->device = group_get_device(self->fd, 0);
+		ASSERT_LE(0, self->device);
+	}
+}
+
+FIXTURE_TEARDOWN(unbind)
+{
+	vm_close(&self->vm);
+	close_fd(&self->device);
+	close_fd(&self->fd);
+	EXPECT_EQ(0, bind_vfio_pci(host.bdf[0]));
+}
+
+/* The unbinding of an open device ends when it is closed, of another at once. */
+TEST_F(unbind, races_with_add_and_del)
+{
+	struct unbinder u = { .bdf = host.bdf[0] };
+	int i, ret;
+
+	if (variant->state != UNBIND_UNTRACKED)
+		ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	ASSERT_EQ(0, pthread_create(&u.thread, NULL, unbinder_main, &u));
+	for (i = 0; i < 1000 && (i < 50 || !u.done); i++) {
+		/* The file is VFIO's, whatever became of its device. */
+		ret = dev_add(self->vm.dev, self->fd);
+		EXPECT_TRUE(ret == 0 || ret == -EEXIST)
+			TH_LOG("ADD gave %d", ret);
+		EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+		if (i == 50)
+			close_fd(&self->device);
+	}
+	/* A hang is ended by the harness. */
+	pthread_join(u.thread, NULL);
+	EXPECT_EQ(0, u.ret);
+	EXPECT_EQ(0, vm_noncoherent(&self->vm));
+}
+
+/* Its group has left the container with it: no DMA any more. */
+TEST_F(unbind, ends_noncoherence)
+{
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	close_fd(&self->device);
+	EXPECT_EQ(variant->state >= UNBIND_ATTACHED && host.noncoherent,
+		  vm_noncoherent(&self->vm));
+	ASSERT_EQ(0, unbind_vfio_pci(host.bdf[0]));
+	EXPECT_EQ(0, vm_noncoherent(&self->vm));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+}
+
+TEST_F(unbind, then_all_as_before)
+{
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	close_fd(&self->device);
+	ASSERT_EQ(0, unbind_vfio_pci(host.bdf[0]));
+	close_fd(&self->vm.dev);
+	close_fd(&self->fd);
+	ASSERT_EQ(0, bind_vfio_pci(host.bdf[0]));
+	self->fd = group_open(0);
+	ASSERT_LE(0, self->fd);
+	self->vm.dev = create_device(self->vm.fd, 0);
+	EXPECT_EQ(0, group_attach(self->fd));
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->vm));
+}
+
+/* --- Everything at once --- */
+
+#define STRESS_ROUNDS	400
+
+/* What the threads share. */
+struct stress {
+	atomic_int group[2];
+	int container;
+	atomic_bool stop;
+	atomic_int bad;		/* the last result that cannot be right */
+};
+
+FIXTURE(stress) {
+	struct vm a;
+	struct vm b;
+	struct stress shared;
+};
+
+FIXTURE_SETUP(stress)
+{
+	int i;
+
+	REQUIRE(host.no_probe);
+	REQUIRE(no_groups(2));
+	self->b = NO_VM;
+	ASSERT_EQ(0, vm_open_guest(&self->a));
+	ASSERT_EQ(0, vm_open_guest(&self->b));
+	for (i = 0; i < 2; i++) {
+		self->shared.group[i] = need_group(i);
+		ASSERT_LE(0, self->shared.group[i]);
+	}
+	self->shared.container = container_open();
+	ASSERT_LE(0, self->shared.container);
+}
+
+FIXTURE_TEARDOWN(stress)
+{
+	vm_close(&self->a);
+	vm_close(&self->b);
+}
+
+struct stress_job {
+	pthread_t thread;
+	struct stress *shared;
+	struct vm *vm;
+	int group;
+	uint32_t random;
+};
+
+/* RET may be 0 or one of the errors, the last of which is 0. */
+static void allow(struct stress_job *job, int ret, const int *errors)
+{
+	while (*errors && ret != *errors)
+		errors++;
+	if (ret != *errors)
+		job->shared->bad = ret;
+}
+
+/* A closed group's number may be anybody's when it is used: EBADF, EINVAL. */
+static void *stress_track(void *arg)
+{
+	static const int add_errors[] = { -EEXIST, -EBUSY, -EBADF, -EINVAL, 0 };
+	static const int del_errors[] = { -ENOENT, -EBADF, 0 };
+	struct stress_job *job = arg;
+	int i, fd;
+
+	for (i = 0; i < STRESS_ROUNDS; i++) {
+		fd = job->shared->group[next_random(&job->random) % 2];
+		if (next_random(&job->random) % 2)
+			allow(job, dev_add(job->vm->dev, fd), add_errors);
+		else
+			allow(job, dev_del(job->vm->dev, fd), del_errors);
+		if (next_random(&job->random) % 16)
+			continue;
+		close_fd(&job->vm->dev);
+		job->vm->dev = create_device(job->vm->fd, 0);
+		if (job->vm->dev < 0)
+			job->shared->bad = job->vm->dev;
+	}
+	return NULL;
+}
+
+/* Each group is moved by one thread, but SET_IOMMU may be either's. */
+static void *stress_attach(void *arg)
+{
+	static const int open_errors[] = { -EBUSY, 0 };
+	static const int errors[] = { -EINVAL, 0 };
+	struct stress_job *job = arg;
+	int i, fd;
+
+	for (i = 0; i < STRESS_ROUNDS; i++) {
+		fd = job->shared->group[job->group];
+		if (fd < 0) {
+			fd = group_open(job->group);
+			allow(job, fd < 0 ? fd : 0, open_errors);
+			job->shared->group[job->group] = fd < 0 ? -1 : fd;
+			continue;
+		}
+		switch (next_random(&job->random) % 8) {
+		case 0:
+		case 1:
+		case 2:
+			allow(job, group_join(fd, job->shared->container), errors);
+			break;
+		case 3:
+		case 4:
+			allow(job, set_iommu(job->shared->container), errors);
+			break;
+		case 5:
+		case 6:
+			allow(job, group_leave(fd), errors);
+			break;
+		default:
+			job->shared->group[job->group] = -1;
+			close(fd);
+		}
+	}
+	return NULL;
+}
+
+static void *stress_run(void *arg)
+{
+	struct stress_job *job = arg;
+
+	while (!job->shared->stop)
+		if (vm_wbinvd(job->vm))
+			job->shared->bad = -EPROTO;
+	return NULL;
+}
+
+TEST_F_TIMEOUT(stress, ends_as_it_began, 120)
+{
+	struct stress_job job[] = {
+		{ .vm = &self->a }, { .vm = &self->b },
+		{ .group = 0 }, { .group = 1 },
+		{ .vm = &self->a }, { .vm = &self->b },
+	};
+	void *(*main[])(void *) = {
+		stress_track, stress_track, stress_attach, stress_attach, stress_run, stress_run,
+	};
+	int i;
+
+	for (i = 0; i < 6; i++) {
+		job[i].shared = &self->shared;
+		job[i].random = i;
+		ASSERT_EQ(0, pthread_create(&job[i].thread, NULL, main[i], &job[i]));
+	}
+	for (i = 0; i < 6; i++) {
+		if (i == 4)
+			self->shared.stop = true;
+		pthread_join(job[i].thread, NULL);
+	}
+	EXPECT_EQ(0, self->shared.bad);
+
+	/* Nothing is left of it. */
+	close_fd(&self->a.dev);
+	close_fd(&self->b.dev);
+	EXPECT_EQ(0, vm_noncoherent(&self->a));
+	EXPECT_EQ(0, vm_noncoherent(&self->b));
+	self->a.dev = create_device(self->a.fd, 0);
+	for (i = 0; i < 2; i++) {
+		if (self->shared.group[i] >= 0)
+			close(self->shared.group[i]);
+		self->shared.group[i] = group_open(i);
+		ASSERT_LE(0, self->shared.group[i]);
+		EXPECT_EQ(0, group_attach(self->shared.group[i]));
+		EXPECT_EQ(0, dev_add(self->a.dev, self->shared.group[i]));
+	}
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+	EXPECT_EQ(0, vm_noncoherent(&self->b));
+}
+
+/* --- vfio.ko comes and goes --- */
+
+/* What was unloaded, and the devices that lost their driver by that. */
+static struct {
+	char module[16][64];
+	int nr_modules;
+	char bdf[MAX_BOUND][32];
+	int nr_bound;
+} unloaded;
+
+static int unload(const char *module)
+{
+	int ret = call(syscall(SYS_delete_module, module, O_NONBLOCK));
+
+	if (!ret && unloaded.nr_modules < (int)ARRAY_SIZE(unloaded.module))
+		snprintf(unloaded.module[unloaded.nr_modules++], 64, "%s", module);
+	return ret;
+}
+
+/* Unload what uses the module, and what uses that. */
+static int unload_holders(const char *module)
+{
+	char path[192];
+	struct dirent *entry;
+	int ret = 0;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/sys/module/%.64s/holders", module);
+	dir = opendir(path);
+	while (dir && !ret && (entry = readdir(dir))) {
+		if (entry->d_name[0] == '.')
+			continue;
+		ret = unload_holders(entry->d_name);
+		if (!ret)
+			ret = unload(entry->d_name);
+		/* A holder of two of ours is gone when its turn comes. */
+		if (ret == -ENOENT)
+			ret = 0;
+	}
+	if (dir)
+		closedir(dir);
+	return ret;
+}
+
+static void remember_bound(void)
+{
+	DIR *dir = opendir("/sys/bus/pci/drivers/vfio-pci");
+	struct dirent *entry;
+
+	while (dir && (entry = readdir(dir)) && unloaded.nr_bound < MAX_BOUND)
+		if (strchr(entry->d_name, ':'))
+			snprintf(unloaded.bdf[unloaded.nr_bound++], 32, "%.31s",
+				 entry->d_name);
+	if (dir)
+		closedir(dir);
+}
+
+static const char *module_wanted;
+static char module_found[PATH_MAX];
+
+/* "vfio_pci" is vfio-pci.ko or vfio_pci.ko. */
+static int is_wanted(const char *path, const struct stat *s, int type, struct FTW *ftw)
+{
+	const char *name = path + ftw->base, *want = module_wanted;
+
+	while (*want && (*name == *want || (*name == '-' && *want == '_'))) {
+		name++;
+		want++;
+	}
+	if (*want || strcmp(name, ".ko"))
+		return 0;
+	snprintf(module_found, sizeof(module_found), "%s", path);
+	return 1;
+}
+
+/* modprobe knows best; where there is none, the module's file will do. */
+static int load(const char *module)
+{
+	char text[128];
+	struct utsname u;
+	int fd, ret;
+
+	snprintf(text, sizeof(text), "/sys/module/%.64s", module);
+	if (!access(text, F_OK))
+		return 0;
+	snprintf(text, sizeof(text), "modprobe %.64s >/dev/null 2>&1", module);
+	if (!system(text))
+		return 0;
+	uname(&u);
+	snprintf(text, sizeof(text), "/lib/modules/%.64s", u.release);
+	module_wanted = module;
+	if (nftw(text, is_wanted, 16, FTW_PHYS) != 1)
+		return -ENOENT;
+	fd = open(module_found, O_RDONLY | O_CLOEXEC);
+	ret = call(syscall(SYS_finit_module, fd, "", 0));
+	close(fd);
+	return ret;
+}
+
+static int load_all_again(void)
+{
+	int i, ret = 0;
+
+	for (i = unloaded.nr_modules - 1; i >= 0 && !ret; i--)
+		ret = load(unloaded.module[i]);
+	for (i = 0; i < unloaded.nr_bound && !ret; i++)
+		ret = bind_vfio_pci(unloaded.bdf[i]);
+	unloaded.nr_modules = 0;
+	return ret;
+}
+
+FIXTURE(module) {
+	struct vm vm;
+	int fd;
+};
+
+FIXTURE_SETUP(module)
+{
+	self->vm = NO_VM;
+	self->fd = -1;
+	REQUIRE(no_groups(1));
+	REQUIRE(no_pci(0));
+	if (access("/sys/module/vfio/holders", F_OK) ||
+	    access("/sys/module/vfio/refcnt", F_OK))
+		REQUIRE("vfio is not a module");
+	ASSERT_EQ(0, vm_open(&self->vm));
+	self->fd = need_group(0);
+	ASSERT_LE(0, self->fd);
+	remember_bound();
+}
+
+FIXTURE_TEARDOWN(module)
+{
+	vm_close(&self->vm);
+	close_fd(&self->fd);
+	EXPECT_EQ(0, load_all_again())
+		TH_LOG("vfio could not be loaded again, load it by hand");
+}
+
+/* Its last user is the KVM device, which holds a file that nobody else has. */
+TEST_F(module, tracked_file_keeps_vfio)
+{
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	close_fd(&self->fd);
+	ASSERT_EQ(0, unload_holders("vfio"));
+	EXPECT_EQ(-EWOULDBLOCK, unload("vfio"));
+	EXPECT_EQ(-EWOULDBLOCK, unload("vfio"));
+	close_fd(&self->vm.dev);
+	EXPECT_EQ(0, unload("vfio"));
+}
+
+TEST_F(module, deleted_file_does_not)
+{
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	ASSERT_EQ(0, unload_holders("vfio"));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+	/* It is still open here. */
+	EXPECT_EQ(-EWOULDBLOCK, unload("vfio"));
+	close_fd(&self->fd);
+	/* The KVM device is not. */
+	EXPECT_EQ(0, unload("vfio"));
+}
+
+TEST_F(module, failed_calls_do_not)
+{
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(-EINVAL, dev_add(self->vm.dev, self->vm.fd));
+	EXPECT_EQ(-ENOENT, dev_del(self->vm.dev, self->vm.fd));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+	EXPECT_EQ(-ENOENT, dev_del(self->vm.dev, self->fd));
+	close_fd(&self->fd);
+	ASSERT_EQ(0, unload_holders("vfio"));
+	EXPECT_EQ(0, unload("vfio"));
+}
+
+TEST_F(module, not_loaded)
+{
+	int file = open("/proc/self/exe", O_RDONLY);
+
+	close_fd(&self->fd);
+	ASSERT_EQ(0, unload_holders("vfio"));
+	ASSERT_EQ(0, unload("vfio"));
+	EXPECT_EQ(-EINVAL, dev_add(self->vm.dev, file));
+	EXPECT_EQ(-EINVAL, dev_add(self->vm.dev, self->vm.fd));
+	EXPECT_EQ(-ENOENT, dev_del(self->vm.dev, file));
+	EXPECT_EQ(-EBADF, dev_add(self->vm.dev, -1));
+	EXPECT_EQ(-EFAULT, set_attr(self->vm.dev, KVM_DEV_VFIO_FILE,
+				    KVM_DEV_VFIO_FILE_ADD, NULL));
+	EXPECT_EQ(0, has_attr(self->vm.dev, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD));
+	close_fd(&self->vm.dev);
+	self->vm.dev = create_device(self->vm.fd, 0);
+	EXPECT_LE(0, self->vm.dev);
+	EXPECT_NE(0, access("/sys/module/vfio", F_OK));
+}
+
+/* A device that is older than the vfio it works with. */
+TEST_F(module, loaded_again)
+{
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+	close_fd(&self->fd);
+	ASSERT_EQ(0, unload_holders("vfio"));
+	ASSERT_EQ(0, unload("vfio"));
+	ASSERT_EQ(0, load_all_again());
+	self->fd = group_open_soon(0);
+	ASSERT_LE(0, self->fd);
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(0, group_attach(self->fd));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+}
+
+/* --- And the host is as the tests found it --- */
+
+FIXTURE(host_after) {
+};
+
+FIXTURE_SETUP(host_after)
+{
+	REQUIRE(no_groups(1));
+}
+
+FIXTURE_TEARDOWN(host_after)
+{
+}
+
+TEST_F(host_after, every_group_opens)
+{
+	int i, fd;
+
+	for (i = 0; i < host.nr_groups; i++) {
+		fd = group_open_soon(i);
+		EXPECT_LE(0, fd);
+		close(fd);
+	}
+}
+
+/* As TEST_HARNESS_MAIN, after a look at the host. */
+int main(int argc, char **argv)
+{
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	find_out();
+	return test_harness_run(argc, argv);
+}
