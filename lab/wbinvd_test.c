@@ -2,11 +2,8 @@
 /*
  * When does a guest's WBINVD reach the caches, and which CPUs' caches?
  *
- * Runs in the svm lab with four CPUs and two edu devices. Drives small KVM
- * guests through phases, and says for each phase how often the host kernel
- * must have executed WBINVD on each CPU. It cannot know what the kernel really
- * did: that is counted by the TCG plugin lab/plugin/wbinvd.c, outside of the
- * emulated host, and lab/wbinvd_compare puts the two together.
+ * Runs in the svm lab with four CPUs and two edu devices; what is seen and how
+ * is described in wbinvd_phase.h.
  *
  * What must hold of a VM (snoop control off, so that VT-d's DMA is non-coherent
  * for any group attached to a container):
@@ -22,229 +19,22 @@
  * With snoop control on, every group is coherent, and the same phases must see
  * none at all.
  *
- * Each phase lies between two marks, `nopl imm32(%rax)`, whose displacement
- * tells the plugin the phase's number. What lies between two phases (creating
- * VMs, moving vCPUs, closing everything) may not execute any WBINVD either. All
- * before the first mark, that is the boot with its MTRR set-up, and all after
- * the last one is nobody's business here. Two more things execute WBINVD in
- * the host kernel and have phases of their own: a CPU that goes offline, once
- * on that CPU on its way to the last HLT, and one that comes online, on that
- * CPU while its MTRRs are set.
- *
- * Output: KTAP, one test a scenario, `ok` when its calls succeeded; and one line
- * a phase,
- *
- *	# expect PHASE by CPU host CPU:COUNT... guest CPU:COUNT... -- WHAT
- *
- * with COUNT as N, N-M or * (any number); CPUs that are not named have none.
+ * What lies between two phases may not execute any WBINVD either. Two more
+ * things execute WBINVD in the host kernel and have phases of their own: a CPU
+ * that goes offline, once on that CPU on its way to the last HLT, and one that
+ * comes online, on that CPU while its MTRRs are set.
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <fcntl.h>
-#include <linux/kvm.h>
-#include <linux/vfio.h>
-#include <pthread.h>
 #include <sched.h>
-#include <semaphore.h>
 #include <signal.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
-#define CPUS		4
-#define SCENARIO_LIMIT	(20 * patience)	/* seconds; they take less than two */
-
-#define READ(x)		__atomic_load_n(&(x), __ATOMIC_SEQ_CST)
-#define WRITE(x, value)	__atomic_store_n(&(x), value, __ATOMIC_SEQ_CST)
-
-/* Kernel headers call the file attributes by the groups' old names. */
-#define FILES		KVM_DEV_VFIO_GROUP
-#define FILE_ADD	KVM_DEV_VFIO_GROUP_ADD
-#define FILE_DEL	KVM_DEV_VFIO_GROUP_DEL
-
-static bool noncoherent_host;
-static int patience = 1;	/* more for a debug kernel */
-
-/* ---- failing ------------------------------------------------------------- */
-
-#define die(...)		\
-do {				\
-	printf("# FAILED: ");	\
-	printf(__VA_ARGS__);	\
-	printf("\n");		\
-	fflush(stdout);		\
-	_exit(1);		\
-} while (0)
-
-static int checked(int ret, const char *what)
-{
-	if (ret < 0)
-		die("%s: %s", what, strerror(errno));
-	return ret;
-}
-
-#define CHECK(call)	checked((call), #call)
-
-static void sleep_ms(int ms)
-{
-	struct timespec t = { ms / 1000, ms % 1000 * 1000000L };
-
-	nanosleep(&t, NULL);
-}
-
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec + t.tv_nsec / 1e9;
-}
-
-/* ---- phases -------------------------------------------------------------- */
-
-enum { MARK_BETWEEN = 1, MARK_END = 2, MARK_FIRST_PHASE = 10, MARK_MAX = 512 };
-
-/* Each mark's code, eight bytes: nopl 0x4b56NNNN(%rax); ret. */
-#define MARK_CODE(number)	(0xc34b560000801f0fULL | (uint64_t)(number) << 24)
-
-static uint64_t *marks;
-
-/* Shared by all processes of the test. */
-static struct {
-	int next_phase;
-	bool offline;		/* CPU 2 was left offline */
-} *shared;
-
-static const char *scenario_name;
-
-/* What the present phase must show. */
-static struct {
-	int number;
-	int by;
-	char what[160];
-	struct { int min, max; } host[CPUS];
-	int guest[CPUS];
-} expected;
-
-static void make_marks(void)
-{
-	size_t size = MARK_MAX * sizeof(*marks);
-	int i;
-
-	marks = mmap(NULL, size, PROT_READ | PROT_WRITE,
-		     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (marks == MAP_FAILED)
-		die("no memory for the marks");
-	for (i = 0; i < MARK_MAX; i++)
-		marks[i] = MARK_CODE(i);
-	CHECK(mprotect(marks, size, PROT_READ | PROT_EXEC));
-}
-
-static void mark(int number)
-{
-	void (*code)(void) = (void (*)(void))&marks[number];
-
-	code();
-}
-
-static void phase_begin(void)
-{
-	expected.number = shared->next_phase++;
-	if (expected.number >= MARK_MAX)
-		die("more than %d phases", MARK_MAX);
-	mark(expected.number);
-}
-
-/* What follows, up to phase_end(), is a phase: says what must be seen in it. */
-#define phase(...)								\
-do {										\
-	memset(&expected, 0, sizeof(expected));					\
-	snprintf(expected.what, sizeof(expected.what), __VA_ARGS__);		\
-	phase_begin();								\
-} while (0)
-
-static void print_range(int cpu, int min, int max)
-{
-	if (max < 0)
-		printf(" %d:*", cpu);
-	else if (min != max)
-		printf(" %d:%d-%d", cpu, min, max);
-	else if (max)
-		printf(" %d:%d", cpu, max);
-}
-
-static void phase_end(void)
-{
-	int cpu;
-
-	mark(MARK_BETWEEN);
-	printf("# expect %d by %d host", expected.number, expected.by);
-	for (cpu = 0; cpu < CPUS; cpu++)
-		print_range(cpu, expected.host[cpu].min, expected.host[cpu].max);
-	printf(" guest");
-	for (cpu = 0; cpu < CPUS; cpu++)
-		print_range(cpu, expected.guest[cpu], expected.guest[cpu]);
-	printf(" -- %s: %s\n", scenario_name, expected.what);
-}
-
-/* Counts of WBINVDs in the host's kernel that have nothing to do with VMs. */
-static void expect_unrelated(int cpu, int min, int max)
-{
-	expected.host[cpu].min = min;
-	expected.host[cpu].max = max;
-}
-
-/* @n flushes for a VM on @cpu; none if the host's DMA is coherent. */
-static void expect_flushes(int cpu, int n)
-{
-	if (noncoherent_host) {
-		expected.host[cpu].min += n;
-		expected.host[cpu].max += n;
-	}
-}
-
-static void expect_flush(int cpu)
-{
-	expect_flushes(cpu, 1);
-}
+#include "wbinvd_phase.h"
 
 /* ---- CPUs ---------------------------------------------------------------- */
-
-static void pin(pid_t tid, int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	/* A running thread has been moved when this returns. */
-	CHECK(sched_setaffinity(tid, sizeof(set), &set));
-}
-
-static void set_online(int cpu, bool online)
-{
-	char path[64];
-	int fd;
-
-	snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online", cpu);
-	fd = CHECK(open(path, O_WRONLY));
-	CHECK(write(fd, online ? "1" : "0", 1));
-	close(fd);
-}
-
-static void set_cpu2_online(bool online)
-{
-	shared->offline = !online;
-	set_online(2, online);
-	/* A dying CPU reports itself dead just before its last WBINVD. */
-	sleep_ms(500 * patience);
-}
 
 static void cpu2_offline(void)
 {
@@ -333,13 +123,10 @@ struct vm {
 	char *mem;
 	int n_vcpus;
 	struct vcpu {
+		struct vcpu_thread thread;	/* the first, for vcpu_setup() */
 		struct vm *vm;
-		int id, fd, first_cpu;
-		pid_t tid;
-		pthread_t thread;
-		struct kvm_run *run;
+		int id;
 		struct box *box;
-		sem_t ready, go, stopped;
 	} vcpus[MAX_VCPUS];
 };
 
@@ -361,53 +148,24 @@ static void vm_create(struct vm *vm)
 	CHECK(ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region));
 }
 
-static void vcpu_setup(struct vcpu *v)
+static void vcpu_setup(struct vcpu_thread *t)
 {
+	struct vcpu *v = (struct vcpu *)t;
 	struct kvm_regs regs = { .rip = GUEST_CODE, .rflags = 2 };
 	struct kvm_sregs sregs;
 
-	v->fd = CHECK(ioctl(v->vm->fd, KVM_CREATE_VCPU, v->id));
-	v->run = mmap(NULL, 0x1000, PROT_READ | PROT_WRITE, MAP_SHARED, v->fd, 0);
-	if (v->run == MAP_FAILED)
+	t->fd = CHECK(ioctl(v->vm->fd, KVM_CREATE_VCPU, v->id));
+	t->stop_reason = KVM_EXIT_HLT;
+	t->run = mmap(NULL, 0x1000, PROT_READ | PROT_WRITE, MAP_SHARED, t->fd, 0);
+	if (t->run == MAP_FAILED)
 		die("mmap of a vCPU: %s", strerror(errno));
-	CHECK(ioctl(v->fd, KVM_GET_SREGS, &sregs));
+	CHECK(ioctl(t->fd, KVM_GET_SREGS, &sregs));
 	sregs.cs.base = 0;
 	sregs.cs.selector = 0;
 	sregs.ds.base = GUEST_BOX + v->id * 0x1000;
 	sregs.ds.selector = sregs.ds.base >> 4;
-	CHECK(ioctl(v->fd, KVM_SET_SREGS, &sregs));
-	CHECK(ioctl(v->fd, KVM_SET_REGS, &regs));
-}
-
-static void *vcpu_thread(void *arg)
-{
-	struct vcpu *v = arg;
-
-	v->tid = gettid();
-	/* Creating a vCPU loads it too: let that be where it is to run. */
-	pin(0, v->first_cpu);
-	vcpu_setup(v);
-	sem_post(&v->ready);
-	for (;;) {
-		while (sem_wait(&v->go))
-			;
-		CHECK(ioctl(v->fd, KVM_RUN, 0));
-		if (v->run->exit_reason != KVM_EXIT_HLT)
-			die("vCPU %d stopped with exit reason %u", v->id,
-			    v->run->exit_reason);
-		sem_post(&v->stopped);
-	}
-	return NULL;
-}
-
-static void wait_sem(sem_t *sem, const char *what)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_REALTIME, &t);
-	t.tv_sec += SCENARIO_LIMIT / 2;
-	if (sem_timedwait(sem, &t))
-		die("%s: %s", what, strerror(errno));
+	CHECK(ioctl(t->fd, KVM_SET_SREGS, &sregs));
+	CHECK(ioctl(t->fd, KVM_SET_REGS, &regs));
 }
 
 static struct vcpu *vcpu_create(struct vm *vm, int cpu)
@@ -416,14 +174,8 @@ static struct vcpu *vcpu_create(struct vm *vm, int cpu)
 
 	v->vm = vm;
 	v->id = vm->n_vcpus++;
-	v->first_cpu = cpu;
 	v->box = (void *)(vm->mem + GUEST_BOX + v->id * 0x1000);
-	sem_init(&v->ready, 0, 0);
-	sem_init(&v->go, 0, 0);
-	sem_init(&v->stopped, 0, 0);
-	if (pthread_create(&v->thread, NULL, vcpu_thread, v))
-		die("cannot create a thread");
-	wait_sem(&v->ready, "creating a vCPU");
+	vcpu_thread_create(&v->thread, cpu, vcpu_setup);
 	return v;
 }
 
@@ -443,20 +195,20 @@ static void vcpu_wait_beats(struct vcpu *v)
 /* Let the guest run until vcpu_leave(), on the CPU the vCPU is pinned to. */
 static void vcpu_enter(struct vcpu *v)
 {
-	sem_post(&v->go);
+	vcpu_thread_go(&v->thread);
 	vcpu_wait_beats(v);
 }
 
 static void vcpu_leave(struct vcpu *v)
 {
 	WRITE(v->box->cmd, CMD_STOP);
-	wait_sem(&v->stopped, "stopping a vCPU");
+	vcpu_thread_wait(&v->thread);
 }
 
 /* From now on the vCPU runs on @cpu, whether it runs now or not. */
 static void vcpu_move(struct vcpu *v, int cpu)
 {
-	pin(v->tid, cpu);
+	pin(v->thread.tid, cpu);
 }
 
 static void vcpu_run_on(struct vcpu *v, int cpu)
@@ -512,96 +264,21 @@ static void phase_executed(struct vcpu *v, int cpu, const char *why)
 
 /* ---- VFIO ---------------------------------------------------------------- */
 
-static void group_path(int index, char *path, size_t size)
-{
-	char bdf[32], link[96], target[160];
-	const char *list = getenv("LAB_EDU");
-	ssize_t n;
-	int i;
-
-	for (i = 0; list && i < index; i++)
-		list = strchr(list + (*list == ' '), ' ');
-	if (!list || sscanf(list, "%31s", bdf) != 1)
-		die("LAB_EDU names fewer than %d devices", index + 1);
-	snprintf(link, sizeof(link), "/sys/bus/pci/devices/%s/iommu_group", bdf);
-	n = CHECK(readlink(link, target, sizeof(target) - 1));
-	target[n] = 0;
-	snprintf(path, size, "/dev/vfio%s", strrchr(target, '/'));
-}
-
-static int group_open(int index)
-{
-	double limit = now() + 5;
-	char path[192];
-	int fd;
-
-	group_path(index, path, sizeof(path));
-	/* Only one file a group: the scenario before may still be closing it. */
-	while ((fd = open(path, O_RDWR | O_CLOEXEC)) < 0 && errno == EBUSY &&
-	       now() < limit)
-		sleep_ms(10);
-	return checked(fd, path);
-}
-
-static int container_open(void)
-{
-	return CHECK(open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC));
-}
-
-static void set_container(int group, int container)
-{
-	CHECK(ioctl(group, VFIO_GROUP_SET_CONTAINER, &container));
-}
-
-static void set_iommu(int container)
-{
-	CHECK(ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
-}
-
-static void unset_container(int group)
-{
-	CHECK(ioctl(group, VFIO_GROUP_UNSET_CONTAINER));
-}
-
-/* Attach @group to a container of its own, and return that. */
-static int group_attach(int group)
-{
-	int container = container_open();
-
-	set_container(group, container);
-	set_iommu(container);
-	return container;
-}
-
 static void device_create(struct vm *vm)
 {
-	struct kvm_create_device create = { .type = KVM_DEV_TYPE_VFIO };
-
-	CHECK(ioctl(vm->fd, KVM_CREATE_DEVICE, &create));
-	vm->dev = create.fd;
-}
-
-static int file_attr(struct vm *vm, uint64_t what, int32_t fd)
-{
-	struct kvm_device_attr attr = {
-		.group = FILES,
-		.attr = what,
-		.addr = (uintptr_t)&fd,
-	};
-
-	return ioctl(vm->dev, KVM_SET_DEVICE_ATTR, &attr);
+	vm->dev = kvm_vfio_create(vm->fd);
 }
 
 static void file_add(struct vm *vm, int fd)
 {
 	if (vm->dev < 0)
 		device_create(vm);
-	checked(file_attr(vm, FILE_ADD, fd), "KVM_DEV_VFIO_FILE_ADD");
+	kvm_vfio_add(vm->dev, fd);
 }
 
 static void file_del(struct vm *vm, int fd)
 {
-	checked(file_attr(vm, FILE_DEL, fd), "KVM_DEV_VFIO_FILE_DEL");
+	kvm_vfio_del(vm->dev, fd);
 }
 
 /* ---- scenarios ----------------------------------------------------------- */
@@ -982,17 +659,6 @@ static void leave_by_close(void)
 	phase_end();
 }
 
-static void wait_for_death(pid_t pid)
-{
-	CHECK(waitpid(pid, NULL, 0));
-}
-
-static pid_t fork_child(void)
-{
-	fflush(stdout);
-	return CHECK(fork());
-}
-
 /* A VM, running and non-coherent, whose process is killed. */
 static void doomed_process(int report)
 {
@@ -1151,7 +817,7 @@ static void unplug_under_a_running_vcpu(void)
 	CPU_ZERO(&set);
 	CPU_SET(2, &set);
 	CPU_SET(3, &set);
-	CHECK(sched_setaffinity(v->tid, sizeof(set), &set));
+	CHECK(sched_setaffinity(v->thread.tid, sizeof(set), &set));
 	cpu2_offline();
 	vcpu_wait_beats(v);
 	phase("WBINVD flushes CPU 3, to which the vCPU was moved");
@@ -1164,10 +830,7 @@ static void unplug_under_a_running_vcpu(void)
 
 /* ---- main ---------------------------------------------------------------- */
 
-static const struct scenario {
-	const char *name;
-	void (*run)(void);
-} scenarios[] = {
+static const struct scenario scenarios[] = {
 	{ "marks name the CPUs they are executed on", marks_name_cpus },
 	{ "a coherent VM", coherent_vm },
 	{ "attach, then ADD", attach_then_add },
@@ -1188,97 +851,7 @@ static const struct scenario {
 	{ "hot-unplug under a running vCPU", unplug_under_a_running_vcpu },
 };
 
-#define NR_SCENARIOS	((int)(sizeof(scenarios) / sizeof(*scenarios)))
-
-/* Something hangs, and with it perhaps the CPU: nothing is to be learned any more. */
-static void bail_out(pid_t pid)
-{
-	kill(pid, SIGKILL);
-	printf("Bail out! No end after %d s\n", SCENARIO_LIMIT);
-	exit(1);
-}
-
-/* A process of its own, so that its end closes everything. */
-static bool run_scenario(const struct scenario *s)
-{
-	double limit = now() + SCENARIO_LIMIT;
-	pid_t pid = fork_child();
-	int status;
-
-	if (!pid) {
-		scenario_name = s->name;
-		s->run();
-		fflush(stdout);
-		_exit(0);
-	}
-	while (CHECK(waitpid(pid, &status, WNOHANG)) == 0) {
-		if (now() > limit)
-			bail_out(pid);
-		sleep_ms(20);
-	}
-	/* Not to spoil what follows. */
-	if (shared->offline)
-		set_cpu2_online(true);
-	return WIFEXITED(status) && WEXITSTATUS(status) == 0;
-}
-
-/*
- * The first VM, and the first vCPU without an interrupt controller, make KVM
- * patch kernel code that every CPU executes all the time (static keys); the
- * last ones patch it back. QEMU 7.2 may keep what it translated from an INT3
- * that stood there for a moment: a CPU that translates it just while another
- * one overwrites it then traps for ever. So let one VM exist all the time, and
- * create it while no other CPU is there to fall into that.
- */
-static void keep_a_vm(void)
-{
-	static struct vm keep;
-	int cpu;
-
-	for (cpu = 1; cpu < CPUS; cpu++)
-		set_online(cpu, false);
-	vm_create(&keep);
-	CHECK(ioctl(keep.fd, KVM_CREATE_VCPU, 0));
-	for (cpu = 1; cpu < CPUS; cpu++)
-		set_online(cpu, true);
-}
-
-static void prepare(void)
-{
-	const char *snoop = getenv("LAB_SNOOP"), *kernel = getenv("LAB_KERNEL");
-
-	setvbuf(stdout, NULL, _IOLBF, 0);
-	if (sysconf(_SC_NPROCESSORS_ONLN) != CPUS)
-		die("this test needs %d CPUs, run it with --smp %d", CPUS, CPUS);
-	if (!snoop)
-		die("LAB_SNOOP is not set, run this in the lab");
-	noncoherent_host = !strcmp(snoop, "off");
-	if (kernel && !strcmp(kernel, "debug"))
-		patience = 6;
-	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
-		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (shared == MAP_FAILED)
-		die("no shared memory");
-	shared->next_phase = MARK_FIRST_PHASE;
-	make_marks();
-	pin(0, 0);
-	keep_a_vm();
-}
-
 int main(void)
 {
-	int i, failed = 0;
-
-	printf("KTAP version 1\n1..%d\n", NR_SCENARIOS);
-	prepare();
-	mark(MARK_BETWEEN);
-	for (i = 0; i < NR_SCENARIOS; i++) {
-		bool ok = run_scenario(&scenarios[i]);
-
-		printf("%s %d %s\n", ok ? "ok" : "not ok", i + 1, scenarios[i].name);
-		failed += !ok;
-	}
-	mark(MARK_END);
-	printf("# expected %d phases\n", shared->next_phase - MARK_FIRST_PHASE);
-	return failed != 0;
+	return run_scenarios(scenarios, sizeof(scenarios) / sizeof(*scenarios), NULL);
 }

@@ -17,13 +17,15 @@
  *   - #VMEXIT always resumes the host behind its VMRUN, so executing *that*
  *     instruction leaves guest mode. It is known by its virtual address and by
  *     the host memory it lies in, hence a guest running the same kernel at the
- *     same addresses is not mistaken for the host.
+ *     same addresses is not mistaken for the host, nor is a guest hypervisor
+ *     that goes on behind a VMRUN of its own.
  *
  * As a second test a host WBINVD must lie in the kernel's half of the address
  * space. That drops the real-mode trampoline, in which a starting CPU executes
  * one before it has any cache worth writing back. The guests of wbinvd_test
  * run at low addresses, so there both tests give the same answer; only the
- * first one works for a guest that has a kernel of its own.
+ * first one works for a guest that has a kernel of its own. A nested guest is a
+ * guest like any other here.
  *
  * No instruction is counted twice: interrupts are taken between translation
  * blocks and faults of the fetch happen during translation, both before the
@@ -58,7 +60,7 @@
 #include "qemu-plugin-v1.h"
 
 #define MAX_CPUS	256
-#define MAX_VMRUNS	16
+#define MAX_VMRUNS	256	/* of all guest hypervisors, too */
 
 #define KERNEL_HALF	0xffff800000000000ULL
 #define MARK_MAGIC	0x4b56
@@ -68,7 +70,8 @@ int qemu_plugin_version = 1;
 static struct cpu {
 	uint64_t host;
 	uint64_t guest;
-	bool in_guest;		/* only its own CPU's thread touches it */
+	/* The VMRUN it is in guest mode by, counted from 1; only its thread touches it. */
+	unsigned int in_guest;
 } cpus[MAX_CPUS];
 
 static unsigned int n_cpus;
@@ -144,16 +147,16 @@ static void on_mark(unsigned int cpu, void *number)
 	unlock();
 }
 
-static void on_vmrun(unsigned int cpu, void *unused)
+static void on_vmrun(unsigned int cpu, void *which)
 {
-	if (cpu < n_cpus)
-		cpus[cpu].in_guest = true;
+	if (cpu < n_cpus && !cpus[cpu].in_guest)
+		cpus[cpu].in_guest = (uintptr_t)which;
 }
 
-static void on_resume(unsigned int cpu, void *unused)
+static void on_resume(unsigned int cpu, void *which)
 {
-	if (cpu < n_cpus)
-		cpus[cpu].in_guest = false;
+	if (cpu < n_cpus && cpus[cpu].in_guest == (uintptr_t)which)
+		cpus[cpu].in_guest = 0;
 }
 
 static void on_wbinvd(unsigned int cpu, void *in_kernel_half)
@@ -205,35 +208,37 @@ static bool is_mark(const uint8_t *code, size_t size)
 	       (code[5] | code[6] << 8) == MARK_MAGIC;
 }
 
-static bool known_resume(uint64_t vaddr, const char *haddr)
+/* The VMRUN behind which this instruction stands, counted from 1, or 0. */
+static uintptr_t known_resume(uint64_t vaddr, const char *haddr)
 {
 	unsigned int i, n = __atomic_load_n(&n_resume, __ATOMIC_ACQUIRE);
 
 	for (i = 0; i < n; i++)
 		if (resume_at[i].vaddr == vaddr && resume_at[i].haddr == haddr)
-			return true;
-	return false;
+			return i + 1;
+	return 0;
 }
 
 /*
  * VMRUN ends its translation block and what follows it is reached by #VMEXIT
  * only, so it is translated after this was noted.
  */
-static void note_vmrun(uint64_t vaddr, const char *haddr)
+static uintptr_t note_vmrun(uint64_t vaddr, const char *haddr)
 {
+	uintptr_t which;
+
 	lock();
-	if (!known_resume(vaddr + 3, haddr + 3)) {
-		if (n_resume < MAX_VMRUNS) {
-			resume_at[n_resume].vaddr = vaddr + 3;
-			resume_at[n_resume].haddr = haddr + 3;
-			__atomic_store_n(&n_resume, n_resume + 1,
-					 __ATOMIC_RELEASE);
-		} else {
-			fprintf(out, "overflow: more than %d VMRUN instructions\n",
-				MAX_VMRUNS);
-		}
+	which = known_resume(vaddr + 3, haddr + 3);
+	if (!which && n_resume < MAX_VMRUNS) {
+		resume_at[n_resume].vaddr = vaddr + 3;
+		resume_at[n_resume].haddr = haddr + 3;
+		which = n_resume + 1;
+		__atomic_store_n(&n_resume, n_resume + 1, __ATOMIC_RELEASE);
 	}
+	if (!which)
+		fprintf(out, "overflow: more than %d VMRUN instructions\n", MAX_VMRUNS);
 	unlock();
+	return which;
 }
 
 static void translate_insn(struct qemu_plugin_insn *insn)
@@ -242,6 +247,7 @@ static void translate_insn(struct qemu_plugin_insn *insn)
 	size_t size = qemu_plugin_insn_size(insn);
 	uint64_t vaddr = qemu_plugin_insn_vaddr(insn);
 	const char *haddr = qemu_plugin_insn_haddr(insn);
+	uintptr_t resumes = known_resume(vaddr, haddr);
 	qemu_plugin_vcpu_udata_cb_t callback = NULL;
 	void *data = NULL;
 
@@ -249,16 +255,17 @@ static void translate_insn(struct qemu_plugin_insn *insn)
 	 * First the callback that leaves guest mode, so that whatever stands
 	 * behind a VMRUN is counted as the host's.
 	 */
-	if (known_resume(vaddr, haddr))
+	if (resumes)
 		qemu_plugin_register_vcpu_insn_exec_cb(insn, on_resume,
-						       QEMU_PLUGIN_CB_NO_REGS, NULL);
+						       QEMU_PLUGIN_CB_NO_REGS,
+						       (void *)resumes);
 
 	if (is_wbinvd(code, size)) {
 		callback = on_wbinvd;
 		data = (void *)(uintptr_t)(vaddr >= KERNEL_HALF);
 	} else if (is_vmrun(code, size)) {
-		note_vmrun(vaddr, haddr);
 		callback = on_vmrun;
+		data = (void *)note_vmrun(vaddr, haddr);
 	} else if (is_mark(code, size)) {
 		callback = on_mark;
 		data = (void *)(uintptr_t)(code[3] | code[4] << 8);

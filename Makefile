@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Everything made goes under out/; `make help` shows what can be made.
+
+BASE ?= 6.1
+O := out/$(BASE)
+
+# A recipe that fails must not leave half a file that looks made.
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+export BASE
+CC := gcc-12
+
+PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so $(O)/vfio_dev_test $(O)/nested_test
+
+.PHONY: help
+help:
+	@echo 'Products, for Linux BASE=$(BASE) (6.1 or 6.12):'
+	@echo
+	@echo '  make demo         a guest with an assigned device, in an emulated host'
+	@echo '  make check        build, and run all tests in the emulated hosts'
+	@echo '  make check-debug  the tests under a kernel with KASAN, lockdep and kmemleak'
+	@echo '  make modules      $(O)/modules/{kvm,kvm-amd,kvm-intel,vfio}.ko for Debian'
+	@echo '  make shell        a shell in the emulated host, VFIO devices ready'
+	@echo
+	@echo '  make setup        only install the Debian packages that all this needs'
+	@echo '  make tree         only assemble the kernel source ($(O)/tree)'
+	@echo '  make check-abi    only compare symbol versions and layouts with Debian'
+	@echo '  make clean        remove out/$(BASE) and out/lab; out/ itself is all else'
+	@echo
+	@echo 'Each does its own set-up. A second run does only what changed.'
+
+.PHONY: setup
+setup:
+	@series/setup build lab vmx
+
+.PHONY: tree
+tree: setup
+	@series/assemble $(BASE)
+
+.PHONY: modules
+modules: setup
+	@series/modules $(BASE)
+
+.PHONY: check-abi
+check-abi: modules
+	@series/check-abi $(BASE)
+
+.PHONY: debug-kernel
+debug-kernel: setup
+	@series/debug-kernel $(BASE)
+
+.PHONY: programs
+programs: $(PROGRAMS)
+
+# Set-up first: the compiler may not be there yet.
+$(PROGRAMS): | setup
+
+out/lab/wbinvd_test: lab/wbinvd_test.c lab/wbinvd_phase.c lab/wbinvd_phase.h
+	@mkdir -p $(@D)
+	$(CC) -O2 -Wall -static -pthread -o $@ $(filter %.c,$^)
+
+out/lab/wbinvd.so: lab/plugin/wbinvd.c lab/plugin/qemu-plugin-v1.h
+	@mkdir -p $(@D)
+	$(CC) -O2 -Wall -shared -fPIC -o $@ $<
+
+# It knows by itself whether anything changed, the library in the tree included.
+.PHONY: $(O)/nested_test
+$(O)/nested_test: | tree
+	@lab/nested_build $(BASE)
+
+$(O)/vfio_dev_test: tools/testing/selftests/kvm/vfio_dev_test.c | tree
+	$(CC) -O2 -Wall -static -pthread -I $(O)/tree/tools/testing/selftests -o $@ $<
+
+.PHONY: check
+check: modules programs
+	@lab/check --base $(BASE)
+
+.PHONY: check-debug
+check-debug: debug-kernel programs
+	@lab/check --base $(BASE) --kernel debug
+
+.PHONY: demo
+demo: modules
+	@lab/demo --base $(BASE)
+
+.PHONY: shell
+shell: modules
+	@lab/shell --base $(BASE)
+
+.PHONY: clean
+clean:
+	rm -rf $(O) out/lab

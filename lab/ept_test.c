@@ -1,0 +1,1257 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Which memory type does EPT give to a guest's pages, and since when?
+ *
+ * Runs in the vmx lab, with vfio_testdev.ko beside it for the VFIO groups.
+ * Drives small KVM guests and judges by the kernel's own tracepoints:
+ * kvmmmu:kvm_tdp_mmu_spte_changed tells of each entry that appears in or
+ * vanishes from the EPT tables, kvmmmu:kvm_mmu_set_spte of each one that a
+ * fault installs. Neither belongs to the code under test.
+ *
+ * What must hold of a VM:
+ *
+ *  - Coherent: RAM is WB, and the guest's PAT is ignored (IPAT).
+ *  - Non-coherent: IPAT is clear. Up to Linux 6.9 the type is what the guest's
+ *    MTRRs say, and a change of them takes effect at once; with CR0.CD set it
+ *    is WB (UC without KVM_X86_QUIRK_CD_NW_CLEARED), with IPAT. From 6.10 on
+ *    KVM looks at neither, and RAM is WB.
+ *  - The host's MMIO is always UC without IPAT; where there is no memory, every
+ *    access leaves the guest.
+ *  - When a call that makes the VM coherent or non-coherent returns, no entry
+ *    with the type of before is left, and the next access faults: seen with a
+ *    vCPU that keeps reading a 4 KiB and a 2 MiB page during the call.
+ *
+ * Output: KTAP. Build: cc -O2 -static -pthread -o ept_test ept_test.c
+ */
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <linux/vfio.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
+#define READ(x)		__atomic_load_n(&(x), __ATOMIC_SEQ_CST)
+#define WRITE(x, value)	__atomic_store_n(&(x), value, __ATOMIC_SEQ_CST)
+
+#define TRACING		"/sys/kernel/tracing/"
+#define TESTDEV		"/sys/devices/vfio_testdev/"
+#define DRIVER		"/sys/bus/platform/drivers/vfio_testdev/"
+#define TYPE1		"/sys/module/vfio_iommu_type1/parameters/"
+
+/* Guest-physical addresses. */
+#define LOW		0x00000000u	/* 1 MiB of RAM: code, data, fixed MTRRs */
+#define CODE		0x00001000u
+#define DATA		0x00002000u	/* struct shared */
+#define HUGE		0x00400000u	/* 4 MiB of RAM in 2 MiB pages */
+#define SMALL		0x01000000u	/* 1 MiB of RAM in 4 KiB pages */
+#define HOST_MMIO	0xc0000000u	/* a BAR of the emulated host */
+#define HOLE		0xd0000000u	/* nothing */
+
+#define MIB		(1u << 20)
+
+enum { UC = 0, WC = 1, WT = 4, WP = 5, WB = 6 };	/* as in MTRRs and EPT */
+
+#define IPAT		8			/* ours, beside a type */
+
+#define MSR_MTRR_BASE(n)	(0x200 + 2 * (n))
+#define MSR_MTRR_MASK(n)	(0x201 + 2 * (n))
+#define MSR_MTRR_FIX16K_A0000	0x259
+#define MSR_MTRR_DEF_TYPE	0x2ff
+#define MTRR_ENABLE		0x800
+#define MTRR_ENABLE_FIXED	0x400
+#define MTRR_MASK_VALID		0x800
+
+#define CR0_CD		0x40000000u
+
+#ifndef KVM_X86_QUIRK_CD_NW_CLEARED
+#define KVM_X86_QUIRK_CD_NW_CLEARED	(1 << 1)
+#endif
+
+/* Does this base's KVM look at the guest's MTRRs and CR0.CD? */
+static bool honours_mtrrs;
+
+/* ---- failing ------------------------------------------------------------- */
+
+static jmp_buf test_end;
+enum { PASSED, FAILED, SKIPPED };
+static char reason[200];
+
+/* End the test that is running. Only for the main thread. */
+static void __attribute__((noreturn, format(printf, 2, 3)))
+end_test(int how, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(reason, sizeof(reason), format, args);
+	va_end(args);
+	longjmp(test_end, how);
+}
+
+#define fail(...)	end_test(FAILED, __VA_ARGS__)
+#define skip(...)	end_test(SKIPPED, __VA_ARGS__)
+
+#define must(call)							\
+({									\
+	long must_ret = (call);						\
+									\
+	if (must_ret < 0)						\
+		fail("%s: %s", #call, strerror(errno));			\
+	must_ret;							\
+})
+
+/* ---- files --------------------------------------------------------------- */
+
+static int put(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC), ret, error;
+
+	if (fd < 0)
+		return -1;
+	ret = write(fd, text, strlen(text));
+	error = errno;
+	close(fd);
+	errno = error;
+	return ret < 0 ? -1 : 0;
+}
+
+static void __attribute__((format(printf, 2, 3)))
+must_put(const char *path, const char *format, ...)
+{
+	char text[100];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	if (put(path, text))
+		fail("writing '%s' to %s: %s", text, path, strerror(errno));
+}
+
+/* ---- what the tracepoints tell ------------------------------------------- */
+
+struct event {
+	enum { CHANGED, SET, MARK } kind;
+	uint64_t gfn, old, new;
+	int level;
+};
+
+static struct event events[20000];
+static int event_count;
+static int trace_pipe = -1, trace_marker = -1;
+
+/* arch/x86/kvm/mmu/spte.h and the SDM's format of EPT entries */
+static bool is_leaf(uint64_t spte, int level)
+{
+	return spte & (1 << 11) && (level == 1 || spte & (1 << 7));
+}
+
+static int type_of(uint64_t spte)
+{
+	return (spte >> 3 & 7) | (spte & (1 << 6) ? IPAT : 0);
+}
+
+static const char *type_name(int type)
+{
+	static const char *const names[] = {
+		[UC] = "UC", [WC] = "WC", [WT] = "WT", [WP] = "WP", [WB] = "WB",
+		[UC | IPAT] = "UC+IPAT", [WC | IPAT] = "WC+IPAT",
+		[WT | IPAT] = "WT+IPAT", [WP | IPAT] = "WP+IPAT",
+		[WB | IPAT] = "WB+IPAT", [15] = NULL,
+	};
+
+	return names[type] ? names[type] : "a reserved type";
+}
+
+static void record(const char *line)
+{
+	struct event event = { 0 };
+	unsigned long long gfn, old, new;
+	const char *at;
+	int level;
+
+	if ((at = strstr(line, "kvm_tdp_mmu_spte_changed: ")) &&
+	    sscanf(at, "%*s as id %*d gfn %llx level %d old_spte %llx new_spte %llx",
+		   &gfn, &level, &old, &new) == 4)
+		event = (struct event){ CHANGED, gfn, old, new, level };
+	else if ((at = strstr(line, "kvm_mmu_set_spte: ")) &&
+		 sscanf(at, "%*s gfn %llx spte %llx %*s level %d",
+			&gfn, &new, &level) == 3)
+		event = (struct event){ SET, gfn, 0, new, level };
+	else if (strstr(line, "tracing_mark_write: "))
+		event.kind = MARK;
+	else if (strstr(line, "LOST"))
+		fail("the trace lost events: %s", line);
+	else
+		return;
+	if (event_count == ARRAY_SIZE(events))
+		fail("more events than the test expects");
+	events[event_count++] = event;
+}
+
+/* Take in what has been traced since. */
+static void read_trace(void)
+{
+	static char buffer[65536 + 1];
+	static size_t kept;
+	char *line, *end;
+	ssize_t got;
+
+	while ((got = read(trace_pipe, buffer + kept, sizeof(buffer) - 1 - kept)) > 0) {
+		buffer[kept + got] = '\0';
+		for (line = buffer; (end = strchr(line, '\n')); line = end + 1) {
+			*end = '\0';
+			record(line);
+		}
+		kept = strlen(line);
+		memmove(buffer, line, kept);
+	}
+}
+
+/* The number of the next event; all before it happened before the call. */
+static int mark(void)
+{
+	must(write(trace_marker, "mark", 4));
+	do
+		read_trace();
+	while (!event_count || events[event_count - 1].kind != MARK);
+	return event_count;
+}
+
+static bool maps(const struct event *event, uint64_t gpa)
+{
+	uint64_t pages = event->level == 1 ? 1 : 512;
+
+	return event->level <= 2 &&
+	       gpa >> 12 >= event->gfn && gpa >> 12 < event->gfn + pages;
+}
+
+/*
+ * How many entries of each type mapped GPA when event END happened. Counted by
+ * type, because the hardware sets accessed and dirty bits meanwhile, and an
+ * entry may be in more than one root.
+ */
+struct entries {
+	int count[16];
+	int level;
+};
+
+static struct entries entries_at(uint64_t gpa, int end)
+{
+	struct entries found = { 0 };
+	int i;
+
+	for (i = 0; i < end; i++) {
+		const struct event *event = &events[i];
+
+		if (event->kind != CHANGED || !maps(event, gpa))
+			continue;
+		if (is_leaf(event->old, event->level))
+			found.count[type_of(event->old)]--;
+		if (is_leaf(event->new, event->level)) {
+			found.count[type_of(event->new)]++;
+			found.level = event->level;
+		}
+	}
+	return found;
+}
+
+/* Whether a fault installed an entry for GPA between two events. */
+static bool faulted_between(uint64_t gpa, int begin, int end, int type)
+{
+	for (; begin < end; begin++)
+		if (events[begin].kind == SET && maps(&events[begin], gpa) &&
+		    type_of(events[begin].new) == type)
+			return true;
+	return false;
+}
+
+/* GPA is mapped, with TYPE and with nothing else. */
+static void expect(uint64_t gpa, int type)
+{
+	struct entries found = entries_at(gpa, mark());
+	int i;
+
+	for (i = 0; i < 16; i++)
+		if (i != type && found.count[i] > 0)
+			fail("%#llx is %s instead of %s", (unsigned long long)gpa,
+			     type_name(i), type_name(type));
+	if (found.count[type] <= 0)
+		fail("%#llx is not mapped", (unsigned long long)gpa);
+}
+
+static void expect_level(uint64_t gpa, int level)
+{
+	int found = entries_at(gpa, mark()).level;
+
+	if (found != level)
+		fail("%#llx is mapped at level %d instead of %d",
+		     (unsigned long long)gpa, found, level);
+}
+
+static void start_trace(void)
+{
+	char scrap[4096];
+
+	must_put(TRACING "current_tracer", "nop");
+	must_put(TRACING "events/enable", "0");
+	must_put(TRACING "events/kvmmmu/kvm_mmu_set_spte/enable", "1");
+	must_put(TRACING "events/kvmmmu/kvm_tdp_mmu_spte_changed/enable", "1");
+	must_put(TRACING "tracing_on", "1");
+	trace_marker = must(open(TRACING "trace_marker", O_WRONLY | O_CLOEXEC));
+	trace_pipe = must(open(TRACING "trace_pipe",
+			       O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+	while (read(trace_pipe, scrap, sizeof(scrap)) > 0)
+		;
+	event_count = 0;
+}
+
+static void stop_trace(void)
+{
+	put(TRACING "events/enable", "0");
+	if (trace_pipe >= 0)
+		close(trace_pipe);
+	if (trace_marker >= 0)
+		close(trace_marker);
+	trace_pipe = trace_marker = -1;
+}
+
+/* ---- the guest ----------------------------------------------------------- */
+
+asm(".pushsection .rodata\n"
+    ".code32\n"
+    "guest_code:\n"
+    "guest_write:\n"			/* without changing it */
+    "	movl	(%ebx), %eax\n"
+    "	movl	%eax, (%ebx)\n"
+    "	outb	%al, $0x80\n"
+    "guest_read:\n"
+    "	movl	(%ebx), %eax\n"
+    "	outb	%al, $0x80\n"
+    "guest_spin:\n"			/* on two pages, until told to stop */
+    "	movl	(%ebx), %eax\n"
+    "	movl	(%ecx), %eax\n"
+    "	incl	(%edi)\n"
+    "	cmpl	$0, 4(%edi)\n"
+    "	je	guest_spin\n"
+    "	outb	%al, $0x80\n"
+    "guest_wrmsr:\n"
+    "	wrmsr\n"
+    "	outb	%al, $0x80\n"
+    "guest_cr0:\n"
+    "	movl	%ebx, %cr0\n"
+    "	outb	%al, $0x80\n"
+    "guest_code_end:\n"
+    ".code64\n"
+    ".popsection\n");
+
+extern const char guest_code[], guest_code_end[], guest_write[], guest_read[],
+		  guest_spin[], guest_wrmsr[], guest_cr0[];
+
+struct shared {
+	uint32_t loops;
+	uint32_t stop;
+};
+
+static int kvm = -1;
+
+static struct vm {
+	int fd, vcpu, device;
+	struct kvm_run *run;
+	size_t run_size;
+	int physical_bits;
+	void *low, *huge, *small, *mmio;
+	struct shared *shared;
+	pthread_t thread;
+	bool spinning;
+	char trouble[100];		/* of the vCPU thread */
+	int mmio_exits;
+} vm;
+
+static void *ram(size_t size, int advice)
+{
+	size_t align = 2 * MIB;
+	char *raw = mmap(NULL, size + align, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *start;
+
+	if (raw == MAP_FAILED)
+		fail("mmap: %s", strerror(errno));
+	start = (char *)(((uintptr_t)raw + align - 1) & -align);
+	if (start > raw)
+		munmap(raw, start - raw);
+	if (start < raw + align)
+		munmap(start + size, raw + align - start);
+	madvise(start, size, advice);
+	memset(start, 0x5a, size);	/* so that a read fault maps it writable */
+	return start;
+}
+
+static void add_slot(int slot, uint64_t gpa, size_t size, void *memory)
+{
+	struct kvm_userspace_memory_region region = {
+		.slot = slot, .guest_phys_addr = gpa, .memory_size = size,
+		.userspace_addr = (uintptr_t)memory,
+	};
+
+	must(ioctl(vm.fd, KVM_SET_USER_MEMORY_REGION, &region));
+}
+
+static void set_cpuid(void)
+{
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 entries[200];
+	} cpuid = { .head.nent = 200 };
+	unsigned int i;
+
+	must(ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid));
+	for (i = 0; i < cpuid.head.nent; i++)
+		if (cpuid.entries[i].function == 0x80000008)
+			vm.physical_bits = cpuid.entries[i].eax & 0xff;
+	must(ioctl(vm.vcpu, KVM_SET_CPUID2, &cpuid));
+}
+
+static void set_segments(void)
+{
+	struct kvm_segment code = {
+		.limit = ~0u, .selector = 8, .type = 11, .present = 1, .db = 1,
+		.s = 1, .g = 1,
+	}, data = code;
+	struct kvm_sregs sregs;
+
+	data.selector = 16;
+	data.type = 3;
+	must(ioctl(vm.vcpu, KVM_GET_SREGS, &sregs));
+	sregs.cs = code;
+	sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data;
+	sregs.cr0 = 0x31;		/* PE, NE, ET; no paging */
+	must(ioctl(vm.vcpu, KVM_SET_SREGS, &sregs));
+}
+
+static void set_msr(uint32_t index, uint64_t value)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry entry;
+	} msrs = { { .nmsrs = 1 }, { .index = index, .data = value } };
+
+	if (must(ioctl(vm.vcpu, KVM_SET_MSRS, &msrs)) != 1)
+		fail("MSR %#x cannot be set to %#llx", index, (unsigned long long)value);
+}
+
+/* A VM with one vCPU whose MTRRs say WB everywhere, as a BIOS leaves RAM. */
+static void make_vm(void)
+{
+	vm.fd = must(ioctl(kvm, KVM_CREATE_VM, 0));
+	vm.low = ram(MIB, MADV_NOHUGEPAGE);
+	vm.huge = ram(4 * MIB, MADV_HUGEPAGE);
+	vm.small = ram(MIB, MADV_NOHUGEPAGE);
+	add_slot(0, LOW, MIB, vm.low);
+	add_slot(1, HUGE, 4 * MIB, vm.huge);
+	add_slot(2, SMALL, MIB, vm.small);
+	memcpy(vm.low + CODE, guest_code, guest_code_end - guest_code);
+	vm.shared = vm.low + DATA;
+	vm.vcpu = must(ioctl(vm.fd, KVM_CREATE_VCPU, 0));
+	vm.run_size = must(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0));
+	vm.run = mmap(NULL, vm.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vm.vcpu, 0);
+	if (vm.run == MAP_FAILED)
+		fail("mmap of the vCPU: %s", strerror(errno));
+	set_cpuid();
+	set_segments();
+	set_msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLE | WB);
+}
+
+static void load_guest(const char *entry, struct kvm_regs regs)
+{
+	regs.rip = CODE + (entry - guest_code);
+	regs.rflags = 2;
+	must(ioctl(vm.vcpu, KVM_SET_REGS, &regs));
+}
+
+/* Run until the guest's OUT; NULL or what went wrong. Runs in both threads. */
+static const char *run_guest(void)
+{
+	for (;;) {
+		if (ioctl(vm.vcpu, KVM_RUN, 0)) {
+			if (errno == EINTR || errno == EAGAIN)
+				continue;
+			return strerror(errno);
+		}
+		switch (vm.run->exit_reason) {
+		case KVM_EXIT_IO:
+			return NULL;
+		case KVM_EXIT_MMIO:
+			vm.mmio_exits++;
+			continue;
+		default:
+			snprintf(vm.trouble, sizeof(vm.trouble),
+				 "unexpected exit %d of the guest", vm.run->exit_reason);
+			return vm.trouble;
+		}
+	}
+}
+
+static void guest(const char *entry, struct kvm_regs regs)
+{
+	const char *trouble;
+
+	load_guest(entry, regs);
+	trouble = run_guest();
+	if (trouble)
+		fail("the guest: %s", trouble);
+}
+
+#define guest_touches(gpa)	guest(guest_write, (struct kvm_regs){ .rbx = (gpa) })
+#define guest_reads(gpa)	guest(guest_read, (struct kvm_regs){ .rbx = (gpa) })
+#define guest_sets_cr0(value)	guest(guest_cr0, (struct kvm_regs){ .rbx = (value) })
+
+static void guest_writes_msr(uint32_t index, uint64_t value)
+{
+	guest(guest_wrmsr, (struct kvm_regs){
+		.rcx = index, .rax = (uint32_t)value, .rdx = value >> 32 });
+}
+
+static void *spin(void *unused __attribute__((unused)))
+{
+	const char *trouble = run_guest();
+
+	if (trouble)
+		snprintf(vm.trouble, sizeof(vm.trouble), "%s", trouble);
+	return NULL;
+}
+
+/* Wait until the vCPU has gone round its loop once more, from the start. */
+static void let_it_spin(void)
+{
+	uint32_t before = READ(vm.shared->loops);
+	int i;
+
+	for (i = 0; READ(vm.shared->loops) - before < 3; i++) {
+		if (i == 30000)
+			fail("the vCPU does not go on");
+		usleep(1000);
+	}
+}
+
+static void start_spinning(void)
+{
+	WRITE(vm.shared->loops, 0);
+	WRITE(vm.shared->stop, 0);
+	load_guest(guest_spin, (struct kvm_regs){ .rbx = SMALL, .rcx = HUGE, .rdi = DATA });
+	if (pthread_create(&vm.thread, NULL, spin, NULL))
+		fail("no thread for the vCPU");
+	vm.spinning = true;
+	let_it_spin();
+}
+
+static void stop_spinning(void)
+{
+	if (!vm.spinning)
+		return;
+	WRITE(vm.shared->stop, 1);
+	pthread_join(vm.thread, NULL);
+	vm.spinning = false;
+	if (vm.trouble[0])
+		fail("the vCPU: %s", vm.trouble);
+}
+
+/* ---- VFIO ---------------------------------------------------------------- */
+
+/* The fixture's devices: two that are coherent, two that are not. */
+enum { COHERENT, COHERENT2, NONCOHERENT, NONCOHERENT2, DEVICES };
+
+static int group[DEVICES], container[2];
+
+static int open_group(int id)
+{
+	char path[100], link[100];
+	int got;
+
+	snprintf(path, sizeof(path), TESTDEV "vfio_testdev.%d/iommu_group", id);
+	got = must(readlink(path, link, sizeof(link) - 1));
+	link[got] = '\0';
+	snprintf(path, sizeof(path), "/dev/vfio/%s", strrchr(link, '/') + 1);
+	return must(open(path, O_RDWR | O_CLOEXEC));
+}
+
+static void set_up_vfio(void)
+{
+	int id;
+
+	for (id = 0; id < DEVICES; id++)
+		group[id] = open_group(id);
+	container[0] = must(open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC));
+	container[1] = must(open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC));
+}
+
+/* Attach a group; the first one of a container chooses its IOMMU. */
+static void join(int id, int c)
+{
+	must(ioctl(group[id], VFIO_GROUP_SET_CONTAINER, &container[c]));
+}
+
+static void set_iommu(int c)
+{
+	must(ioctl(container[c], VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
+}
+
+static void attach(int id, int c)
+{
+	join(id, c);
+	set_iommu(c);
+}
+
+static void leave(int id)
+{
+	must(ioctl(group[id], VFIO_GROUP_UNSET_CONTAINER));
+}
+
+static void device_attr(int attr, int id)
+{
+	struct kvm_device_attr request = {
+		.group = KVM_DEV_VFIO_GROUP, .attr = attr,
+		.addr = (uintptr_t)&group[id],
+	};
+
+	must(ioctl(vm.device, KVM_SET_DEVICE_ATTR, &request));
+}
+
+static void make_device(void)
+{
+	struct kvm_create_device request = { .type = KVM_DEV_TYPE_VFIO };
+
+	must(ioctl(vm.fd, KVM_CREATE_DEVICE, &request));
+	vm.device = request.fd;
+}
+
+static void add(int id)
+{
+	device_attr(KVM_DEV_VFIO_GROUP_ADD, id);
+}
+
+static void del(int id)
+{
+	device_attr(KVM_DEV_VFIO_GROUP_DEL, id);
+}
+
+static void close_device(void)
+{
+	close(vm.device);
+	vm.device = -1;
+}
+
+static void unbind(int id)
+{
+	must_put(DRIVER "unbind", "vfio_testdev.%d", id);
+}
+
+static void close_fd(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
+/* ---- from test to test --------------------------------------------------- */
+
+static void load_fixture(void)
+{
+	int fd;
+
+	if (!access(TESTDEV, F_OK))
+		return;
+	fd = must(open("vfio_testdev.ko", O_RDONLY | O_CLOEXEC));
+	must(syscall(SYS_finit_module, fd, "coherent=2 noncoherent=2", 0));
+	close(fd);
+	must_put(TYPE1 "allow_unsafe_interrupts", "1");
+}
+
+static void set_up(void)
+{
+	memset(group, -1, sizeof(group));
+	memset(container, -1, sizeof(container));
+	memset(&vm, 0, sizeof(vm));
+	vm.fd = vm.vcpu = vm.device = -1;
+	start_trace();
+	set_up_vfio();
+	make_vm();
+	make_device();
+}
+
+static void tear_down(void)
+{
+	char name[40];
+	int id;
+
+	if (vm.spinning) {
+		WRITE(vm.shared->stop, 1);
+		pthread_join(vm.thread, NULL);
+	}
+	close_fd(&vm.device);
+	if (vm.run && vm.run != MAP_FAILED)
+		munmap(vm.run, vm.run_size);
+	close_fd(&vm.vcpu);
+	close_fd(&vm.fd);
+	if (vm.low)
+		munmap(vm.low, MIB);
+	if (vm.huge)
+		munmap(vm.huge, 4 * MIB);
+	if (vm.small)
+		munmap(vm.small, MIB);
+	if (vm.mmio)
+		munmap(vm.mmio, 4096);
+	for (id = 0; id < DEVICES; id++)
+		close_fd(&group[id]);
+	close_fd(&container[0]);
+	close_fd(&container[1]);
+	stop_trace();
+	for (id = 0; id < DEVICES; id++) {
+		snprintf(name, sizeof(name), "vfio_testdev.%d", id);
+		put(DRIVER "bind", name);	/* fails if it is bound */
+	}
+}
+
+/* ---- the types ----------------------------------------------------------- */
+
+static void noncoherent_vm(void)
+{
+	attach(NONCOHERENT, 0);
+	add(NONCOHERENT);
+}
+
+static void coherent_vm(void)
+{
+	attach(COHERENT, 0);
+	add(COHERENT);
+}
+
+static void test_no_device(void)
+{
+	guest_touches(SMALL);
+	expect(SMALL, WB | IPAT);
+	guest_touches(HUGE);
+	expect(HUGE, WB | IPAT);
+}
+
+static void test_coherent_small(void)
+{
+	coherent_vm();
+	guest_touches(SMALL);
+	expect(SMALL, WB | IPAT);
+	expect_level(SMALL, 1);
+}
+
+static void test_coherent_huge(void)
+{
+	coherent_vm();
+	guest_touches(HUGE);
+	expect(HUGE, WB | IPAT);
+	expect_level(HUGE, 2);
+}
+
+static void test_noncoherent_small(void)
+{
+	noncoherent_vm();
+	guest_touches(SMALL);
+	expect(SMALL, WB);
+	expect_level(SMALL, 1);
+}
+
+static void test_noncoherent_huge(void)
+{
+	noncoherent_vm();
+	guest_touches(HUGE);
+	expect(HUGE, WB);
+	expect_level(HUGE, 2);
+}
+
+/*
+ * One variable MTRR; SIZE a power of two. The mask comes first: stock 6.1 warns
+ * when asked to zap the range of a base whose mask is still 0.
+ */
+static void set_mtrr(int n, uint64_t base, uint64_t size, int type)
+{
+	uint64_t addresses = (1ull << vm.physical_bits) - 1;
+
+	set_msr(MSR_MTRR_MASK(n), (addresses & -size) | MTRR_MASK_VALID);
+	set_msr(MSR_MTRR_BASE(n), base | type);
+}
+
+/* What a MTRR of that type comes to on this base. */
+static int by_mtrr(int type)
+{
+	return honours_mtrrs ? type : WB;
+}
+
+static void test_variable_mtrrs(void)
+{
+	static const int types[] = { UC, WC, WT, WP };
+	unsigned int i;
+
+	noncoherent_vm();
+	for (i = 0; i < ARRAY_SIZE(types); i++)
+		set_mtrr(i, SMALL + i * 4096, 4096, types[i]);
+	for (i = 0; i < ARRAY_SIZE(types); i++) {
+		guest_touches(SMALL + i * 4096);
+		expect(SMALL + i * 4096, by_mtrr(types[i]));
+	}
+	guest_touches(SMALL + i * 4096);
+	expect(SMALL + i * 4096, WB);
+}
+
+static void test_huge_mtrr(void)
+{
+	noncoherent_vm();
+	set_mtrr(0, HUGE, 2 * MIB, WT);
+	guest_touches(HUGE);
+	expect(HUGE, by_mtrr(WT));
+	expect_level(HUGE, 2);
+	guest_touches(HUGE + 2 * MIB);
+	expect(HUGE + 2 * MIB, WB);
+}
+
+/* Two types within 2 MiB: they cannot be one entry. */
+static void test_split_mtrr(void)
+{
+	noncoherent_vm();
+	set_mtrr(0, HUGE, MIB, WC);
+	guest_touches(HUGE);
+	expect(HUGE, by_mtrr(WC));
+	guest_touches(HUGE + MIB);
+	expect(HUGE + MIB, WB);
+	expect_level(HUGE + MIB, honours_mtrrs ? 1 : 2);
+}
+
+static void test_fixed_mtrr(void)
+{
+	noncoherent_vm();
+	set_msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLE | MTRR_ENABLE_FIXED | WB);
+	/* The other fixed ones are 0, UC: the guest's code runs uncached. */
+	set_msr(MSR_MTRR_FIX16K_A0000, 0x0101010101010406);
+	guest_touches(0xa0000);
+	expect(0xa0000, WB);
+	guest_touches(0xa4000);
+	expect(0xa4000, by_mtrr(WT));
+	guest_touches(0xa8000);
+	expect(0xa8000, by_mtrr(WC));
+	guest_touches(0x80000);
+	expect(0x80000, by_mtrr(UC));
+}
+
+static void test_disabled_mtrrs(void)
+{
+	noncoherent_vm();
+	set_msr(MSR_MTRR_DEF_TYPE, WB);
+	guest_touches(SMALL);
+	expect(SMALL, by_mtrr(UC));
+}
+
+static void test_ignored_mtrrs(void)
+{
+	coherent_vm();
+	set_mtrr(0, SMALL, 4096, UC);
+	guest_touches(SMALL);
+	expect(SMALL, WB | IPAT);
+	set_msr(MSR_MTRR_DEF_TYPE, WB);
+	guest_touches(SMALL + 4096);
+	expect(SMALL + 4096, WB | IPAT);
+}
+
+static void test_changed_mtrr(void)
+{
+	noncoherent_vm();
+	set_mtrr(0, SMALL, 4096, WC);
+	guest_touches(SMALL);
+	expect(SMALL, by_mtrr(WC));
+	guest_writes_msr(MSR_MTRR_BASE(0), SMALL | WT);
+	guest_touches(SMALL);
+	expect(SMALL, by_mtrr(WT));
+	guest_writes_msr(MSR_MTRR_DEF_TYPE, 0);
+	guest_touches(SMALL);
+	expect(SMALL, by_mtrr(UC));
+}
+
+static void test_cache_disable_quirk(void)
+{
+	noncoherent_vm();
+	guest_sets_cr0(0x31 | CR0_CD);
+	guest_touches(SMALL);
+	expect(SMALL, honours_mtrrs ? WB | IPAT : WB);
+}
+
+static void test_cache_disable(void)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_DISABLE_QUIRKS2,
+		.args[0] = KVM_X86_QUIRK_CD_NW_CLEARED,
+	};
+
+	must(ioctl(vm.fd, KVM_ENABLE_CAP, &cap));
+	noncoherent_vm();
+	guest_touches(SMALL);
+	expect(SMALL, WB);
+	guest_sets_cr0(0x31 | CR0_CD);
+	guest_touches(SMALL);
+	expect(SMALL, honours_mtrrs ? UC | IPAT : WB);
+	guest_sets_cr0(0x31);
+	guest_touches(SMALL);
+	expect(SMALL, WB);
+}
+
+static void test_ignored_cache_disable(void)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_DISABLE_QUIRKS2,
+		.args[0] = KVM_X86_QUIRK_CD_NW_CLEARED,
+	};
+
+	must(ioctl(vm.fd, KVM_ENABLE_CAP, &cap));
+	coherent_vm();
+	guest_sets_cr0(0x31 | CR0_CD);
+	guest_touches(SMALL);
+	expect(SMALL, WB | IPAT);
+}
+
+/* Any memory BAR of the emulated host that may be read without harm: VGA's. */
+static void add_host_mmio(void)
+{
+	char path[300];
+	struct dirent *entry;
+	DIR *dir = opendir("/sys/bus/pci/devices");
+	int fd = -1;
+
+	while (dir && fd < 0 && (entry = readdir(dir))) {
+		char class[16] = "";
+		FILE *file;
+
+		snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/class", entry->d_name);
+		file = fopen(path, "r");
+		if (!file)
+			continue;
+		if (fgets(class, sizeof(class), file) && !strncmp(class, "0x03", 4)) {
+			snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/resource0",
+				 entry->d_name);
+			fd = open(path, O_RDWR | O_CLOEXEC);
+		}
+		fclose(file);
+	}
+	if (dir)
+		closedir(dir);
+	if (fd < 0)
+		fail("the host has no display adapter to map");
+	vm.mmio = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	close(fd);
+	if (vm.mmio == MAP_FAILED) {
+		vm.mmio = NULL;
+		fail("mmap of the display adapter: %s", strerror(errno));
+	}
+	add_slot(3, HOST_MMIO, 4096, vm.mmio);
+}
+
+static void test_host_mmio(void)
+{
+	add_host_mmio();
+	coherent_vm();
+	guest_reads(HOST_MMIO);
+	expect(HOST_MMIO, UC);
+	attach(NONCOHERENT, 1);
+	add(NONCOHERENT);
+	guest_reads(HOST_MMIO);
+	expect(HOST_MMIO, UC);
+	del(NONCOHERENT);
+	guest_reads(HOST_MMIO);
+	expect(HOST_MMIO, UC);
+}
+
+static void read_hole(void)
+{
+	struct entries found;
+	int i;
+
+	vm.mmio_exits = 0;
+	guest_reads(HOLE);
+	if (vm.mmio_exits != 1)
+		fail("a read of nothing left the guest %d times", vm.mmio_exits);
+	found = entries_at(HOLE, mark());
+	for (i = 0; i < 16; i++)
+		if (found.count[i])
+			fail("nothing is mapped as %s", type_name(i));
+}
+
+static void test_hole(void)
+{
+	coherent_vm();
+	read_hole();
+	attach(NONCOHERENT, 1);
+	add(NONCOHERENT);
+	read_hole();
+	del(NONCOHERENT);
+	read_hole();
+}
+
+/* ---- the changes --------------------------------------------------------- */
+
+/*
+ * CHANGE turns pages of type OLD into type NEW. A vCPU reads two of them all
+ * the time; a third and a fourth one lie idle.
+ */
+static void changes(void (*change)(void), int old, int new)
+{
+	static const uint32_t busy[] = { SMALL, HUGE };
+	static const uint32_t idle[] = { SMALL + 4096, HUGE + 2 * MIB };
+	int i, begin, end;
+
+	for (i = 0; i < 2; i++)
+		guest_touches(idle[i]);
+	start_spinning();
+	for (i = 0; i < 2; i++) {
+		expect(idle[i], old);
+		expect(busy[i], old);
+	}
+	begin = mark();
+	change();
+	end = mark();
+	for (i = 0; i < 2; i++) {
+		if (entries_at(idle[i], end).count[old] > 0)
+			fail("the idle page %#x is still %s when the call returns",
+			     idle[i], type_name(old));
+		if (entries_at(busy[i], end).count[old] > 0)
+			fail("the busy page %#x is still %s when the call returns",
+			     busy[i], type_name(old));
+	}
+	let_it_spin();
+	for (i = 0; i < 2; i++) {
+		expect(busy[i], new);
+		if (!faulted_between(busy[i], begin, event_count, new))
+			fail("no fault mapped %#x anew", busy[i]);
+	}
+	stop_spinning();
+	for (i = 0; i < 2; i++) {
+		guest_touches(idle[i]);
+		expect(idle[i], new);
+	}
+}
+
+#define becomes_noncoherent(change)	changes(change, WB | IPAT, WB)
+#define becomes_coherent(change)	changes(change, WB, WB | IPAT)
+
+/* CHANGE has nothing to change: the pages keep their type. */
+static void stays(void (*change)(void), int type)
+{
+	start_spinning();
+	expect(SMALL, type);
+	change();
+	let_it_spin();
+	expect(SMALL, type);
+	expect(HUGE, type);
+	stop_spinning();
+}
+
+static void add_coherent(void)		{ add(COHERENT); }
+static void add_noncoherent(void)	{ add(NONCOHERENT); }
+static void del_coherent(void)		{ del(COHERENT); }
+static void del_noncoherent(void)	{ del(NONCOHERENT); }
+static void del_noncoherent2(void)	{ del(NONCOHERENT2); }
+static void set_iommu_0(void)		{ set_iommu(0); }
+static void join_0(void)		{ join(NONCOHERENT, 0); }
+static void leave_noncoherent(void)	{ leave(NONCOHERENT); }
+static void unbind_noncoherent(void)	{ unbind(NONCOHERENT); }
+
+static void test_add(void)
+{
+	attach(NONCOHERENT, 0);
+	becomes_noncoherent(add_noncoherent);
+}
+
+static void test_set_iommu(void)
+{
+	join(NONCOHERENT, 0);
+	add(NONCOHERENT);
+	becomes_noncoherent(set_iommu_0);
+}
+
+/* The container has its IOMMU by another group, which this VM does not use. */
+static void test_set_container(void)
+{
+	attach(COHERENT, 0);
+	add(NONCOHERENT);
+	becomes_noncoherent(join_0);
+}
+
+/* The group that joins is not tracked, but the one beside it is. */
+static void test_neighbour_joins(void)
+{
+	coherent_vm();
+	becomes_noncoherent(join_0);
+}
+
+static void test_neighbour_leaves(void)
+{
+	coherent_vm();
+	join(NONCOHERENT, 0);
+	becomes_coherent(leave_noncoherent);
+}
+
+static void test_del(void)
+{
+	noncoherent_vm();
+	becomes_coherent(del_noncoherent);
+}
+
+static void test_unset_container(void)
+{
+	noncoherent_vm();
+	becomes_coherent(leave_noncoherent);
+}
+
+static void test_close_device(void)
+{
+	noncoherent_vm();
+	becomes_coherent(close_device);
+}
+
+static void test_unbind(void)
+{
+	noncoherent_vm();
+	becomes_coherent(unbind_noncoherent);
+}
+
+static void test_last_of_two(void)
+{
+	coherent_vm();
+	attach(NONCOHERENT, 1);
+	join(NONCOHERENT2, 1);
+	leave(NONCOHERENT2);
+	add(NONCOHERENT);
+	join(NONCOHERENT2, 1);
+	add(NONCOHERENT2);
+	stays(del_noncoherent2, WB);
+	stays(del_coherent, WB);
+	becomes_coherent(del_noncoherent);
+}
+
+static void test_coherent_comes_and_goes(void)
+{
+	attach(COHERENT, 0);
+	stays(add_coherent, WB | IPAT);
+	stays(del_coherent, WB | IPAT);
+}
+
+static void test_there_and_back(void)
+{
+	int i;
+
+	attach(NONCOHERENT, 0);
+	for (i = 0; i < 3; i++) {
+		becomes_noncoherent(add_noncoherent);
+		becomes_coherent(del_noncoherent);
+	}
+}
+
+/* ---- putting it together ------------------------------------------------- */
+
+static const struct {
+	const char *name;
+	void (*run)(void);
+} tests[] = {
+	{ "no VFIO device: RAM is WB, PAT ignored", test_no_device },
+	{ "coherent: a 4 KiB page is WB, PAT ignored", test_coherent_small },
+	{ "coherent: a 2 MiB page is WB, PAT ignored", test_coherent_huge },
+	{ "non-coherent: a 4 KiB page is WB, PAT honoured", test_noncoherent_small },
+	{ "non-coherent: a 2 MiB page is WB, PAT honoured", test_noncoherent_huge },
+	{ "non-coherent: variable MTRRs of 4 KiB", test_variable_mtrrs },
+	{ "non-coherent: a variable MTRR of 2 MiB", test_huge_mtrr },
+	{ "non-coherent: two types within 2 MiB", test_split_mtrr },
+	{ "non-coherent: fixed MTRRs", test_fixed_mtrr },
+	{ "non-coherent: MTRRs disabled", test_disabled_mtrrs },
+	{ "non-coherent: the guest changes an MTRR", test_changed_mtrr },
+	{ "non-coherent: CR0.CD with the quirk", test_cache_disable_quirk },
+	{ "non-coherent: CR0.CD without the quirk", test_cache_disable },
+	{ "coherent: MTRRs are ignored", test_ignored_mtrrs },
+	{ "coherent: CR0.CD is ignored", test_ignored_cache_disable },
+	{ "host MMIO is UC whatever changes", test_host_mmio },
+	{ "no memory: each access leaves the guest", test_hole },
+	{ "becomes non-coherent: ADD of an attached group", test_add },
+	{ "becomes non-coherent: VFIO_SET_IOMMU after ADD", test_set_iommu },
+	{ "becomes non-coherent: SET_CONTAINER after ADD", test_set_container },
+	{ "becomes non-coherent: a group joins the tracked one's container",
+	  test_neighbour_joins },
+	{ "becomes coherent: that group leaves it", test_neighbour_leaves },
+	{ "becomes coherent: DEL", test_del },
+	{ "becomes coherent: UNSET_CONTAINER", test_unset_container },
+	{ "becomes coherent: the KVM device is closed", test_close_device },
+	{ "becomes coherent: the VFIO device is unbound", test_unbind },
+	{ "becomes coherent: with the last of two", test_last_of_two },
+	{ "stays coherent: a coherent group comes and goes",
+	  test_coherent_comes_and_goes },
+	{ "there and back, three times", test_there_and_back },
+};
+
+static int run_test(void (*run)(void))
+{
+	int how = setjmp(test_end);
+
+	if (how == PASSED) {
+		set_up();
+		run();
+	}
+	return how;
+}
+
+static void prepare(void)
+{
+	struct utsname name;
+	int major, minor;
+
+	if (setjmp(test_end)) {
+		printf("Bail out! %s\n", reason);
+		exit(1);
+	}
+	uname(&name);
+	if (sscanf(name.release, "%d.%d", &major, &minor) != 2)
+		fail("a kernel named %s", name.release);
+	honours_mtrrs = major < 6 || (major == 6 && minor < 10);
+	kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC));
+	/* Off by default on a machine as small as the lab's. */
+	must_put("/sys/kernel/mm/transparent_hugepage/enabled", "madvise");
+	load_fixture();
+}
+
+int main(void)
+{
+	int failures = 0;
+	unsigned int i;
+
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	printf("KTAP version 1\n1..%zu\n", ARRAY_SIZE(tests));
+	prepare();
+	for (i = 0; i < ARRAY_SIZE(tests); i++) {
+		int how = run_test(tests[i].run);
+
+		tear_down();
+		if (how == FAILED)
+			printf("# %s\n", reason);
+		printf("%sok %u %s", how == FAILED ? "not " : "", i + 1, tests[i].name);
+		if (how == SKIPPED)
+			printf(" # SKIP %s", reason);
+		printf("\n");
+		failures += how == FAILED;
+	}
+	printf("# %d of %zu failed\n", failures, ARRAY_SIZE(tests));
+	return failures ? 1 : 0;
+}

@@ -1,0 +1,438 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What the tests have in common whose oracle counts WBINVDs: see the header.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/vfio.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "wbinvd_phase.h"
+
+bool noncoherent_host;
+int patience = 1;
+
+/* ---- failing ------------------------------------------------------------- */
+
+int checked(int ret, const char *what)
+{
+	if (ret < 0)
+		die("%s: %s", what, strerror(errno));
+	return ret;
+}
+
+void sleep_ms(int ms)
+{
+	struct timespec t = { ms / 1000, ms % 1000 * 1000000L };
+
+	nanosleep(&t, NULL);
+}
+
+double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+/* ---- phases -------------------------------------------------------------- */
+
+enum { MARK_BETWEEN = 1, MARK_END = 2, MARK_FIRST_PHASE = 10, MARK_MAX = 512 };
+
+/* Each mark's code, eight bytes: nopl 0x4b56NNNN(%rax); ret. */
+#define MARK_CODE(number)	(0xc34b560000801f0fULL | (uint64_t)(number) << 24)
+
+static uint64_t *marks;
+
+/* Shared by all processes of the test. */
+static struct {
+	int next_phase;
+	bool offline;		/* CPU 2 was left offline */
+} *shared;
+
+const struct scenario *scenario;
+
+struct expected expected;
+
+static void make_marks(void)
+{
+	size_t size = MARK_MAX * sizeof(*marks);
+	int i;
+
+	marks = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (marks == MAP_FAILED)
+		die("no memory for the marks");
+	for (i = 0; i < MARK_MAX; i++)
+		marks[i] = MARK_CODE(i);
+	CHECK(mprotect(marks, size, PROT_READ | PROT_EXEC));
+}
+
+static void mark(int number)
+{
+	void (*code)(void) = (void (*)(void))&marks[number];
+
+	code();
+}
+
+void phase_begin(void)
+{
+	expected.number = shared->next_phase++;
+	if (expected.number >= MARK_MAX)
+		die("more than %d phases", MARK_MAX);
+	mark(expected.number);
+}
+
+static void print_range(int cpu, int min, int max)
+{
+	if (max < 0)
+		printf(" %d:*", cpu);
+	else if (min != max)
+		printf(" %d:%d-%d", cpu, min, max);
+	else if (max)
+		printf(" %d:%d", cpu, max);
+}
+
+void phase_end(void)
+{
+	int cpu;
+
+	mark(MARK_BETWEEN);
+	printf("# expect %d by %d host", expected.number, expected.by);
+	for (cpu = 0; cpu < CPUS; cpu++)
+		print_range(cpu, expected.host[cpu].min, expected.host[cpu].max);
+	printf(" guest");
+	for (cpu = 0; cpu < CPUS; cpu++)
+		print_range(cpu, expected.guest[cpu], expected.guest[cpu]);
+	printf(" -- %s: %s\n", scenario->name, expected.what);
+}
+
+void expect_unrelated(int cpu, int min, int max)
+{
+	expected.host[cpu].min = min;
+	expected.host[cpu].max = max;
+}
+
+void expect_some_flushes(int cpu, int min, int max)
+{
+	if (noncoherent_host) {
+		expected.host[cpu].min += min;
+		expected.host[cpu].max += max;
+	}
+}
+
+void expect_flushes(int cpu, int n)
+{
+	expect_some_flushes(cpu, n, n);
+}
+
+void expect_flush(int cpu)
+{
+	expect_flushes(cpu, 1);
+}
+
+/* ---- CPUs ---------------------------------------------------------------- */
+
+void pin(pid_t tid, int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	/* A running thread has been moved when this returns. */
+	CHECK(sched_setaffinity(tid, sizeof(set), &set));
+}
+
+void set_online(int cpu, bool online)
+{
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online", cpu);
+	fd = CHECK(open(path, O_WRONLY));
+	CHECK(write(fd, online ? "1" : "0", 1));
+	close(fd);
+}
+
+void set_cpu2_online(bool online)
+{
+	shared->offline = !online;
+	set_online(2, online);
+	/* A dying CPU reports itself dead just before its last WBINVD. */
+	sleep_ms(500 * patience);
+}
+
+/* ---- vCPUs --------------------------------------------------------------- */
+
+void wait_sem(sem_t *sem, const char *what)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	t.tv_sec += SCENARIO_LIMIT / 2;
+	if (sem_timedwait(sem, &t))
+		die("%s: %s", what, strerror(errno));
+}
+
+static void *vcpu_thread(void *arg)
+{
+	struct vcpu_thread *t = arg;
+
+	t->tid = gettid();
+	/* Creating a vCPU loads it too: let that be where it is to run. */
+	pin(0, t->first_cpu);
+	t->setup(t);
+	sem_post(&t->ready);
+	for (;;) {
+		while (sem_wait(&t->go))
+			;
+		CHECK(ioctl(t->fd, KVM_RUN, 0));
+		if (t->run->exit_reason != t->stop_reason)
+			die("a vCPU stopped with exit reason %u",
+			    t->run->exit_reason);
+		sem_post(&t->stopped);
+	}
+	return NULL;
+}
+
+void vcpu_thread_create(struct vcpu_thread *t, int cpu,
+			void (*setup)(struct vcpu_thread *t))
+{
+	t->setup = setup;
+	t->first_cpu = cpu;
+	sem_init(&t->ready, 0, 0);
+	sem_init(&t->go, 0, 0);
+	sem_init(&t->stopped, 0, 0);
+	if (pthread_create(&t->thread, NULL, vcpu_thread, t))
+		die("cannot create a thread");
+	wait_sem(&t->ready, "creating a vCPU");
+}
+
+void vcpu_thread_go(struct vcpu_thread *t)
+{
+	sem_post(&t->go);
+}
+
+void vcpu_thread_wait(struct vcpu_thread *t)
+{
+	wait_sem(&t->stopped, "stopping a vCPU");
+}
+
+/* ---- VFIO ---------------------------------------------------------------- */
+
+static void group_path(int index, char *path, size_t size)
+{
+	char bdf[32], link[96], target[160];
+	const char *list = getenv("LAB_EDU");
+	ssize_t n;
+	int i;
+
+	for (i = 0; list && i < index; i++)
+		list = strchr(list + (*list == ' '), ' ');
+	if (!list || sscanf(list, "%31s", bdf) != 1)
+		die("LAB_EDU names fewer than %d devices", index + 1);
+	snprintf(link, sizeof(link), "/sys/bus/pci/devices/%s/iommu_group", bdf);
+	n = CHECK(readlink(link, target, sizeof(target) - 1));
+	target[n] = 0;
+	snprintf(path, size, "/dev/vfio%s", strrchr(target, '/'));
+}
+
+int group_open(int index)
+{
+	double limit = now() + 5;
+	char path[192];
+	int fd;
+
+	group_path(index, path, sizeof(path));
+	/* Only one file a group: the scenario before may still be closing it. */
+	while ((fd = open(path, O_RDWR | O_CLOEXEC)) < 0 && errno == EBUSY &&
+	       now() < limit)
+		sleep_ms(10);
+	return checked(fd, path);
+}
+
+int container_open(void)
+{
+	return CHECK(open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC));
+}
+
+void set_container(int group, int container)
+{
+	CHECK(ioctl(group, VFIO_GROUP_SET_CONTAINER, &container));
+}
+
+void set_iommu(int container)
+{
+	CHECK(ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
+}
+
+void unset_container(int group)
+{
+	CHECK(ioctl(group, VFIO_GROUP_UNSET_CONTAINER));
+}
+
+int group_attach(int group)
+{
+	int container = container_open();
+
+	set_container(group, container);
+	set_iommu(container);
+	return container;
+}
+
+int kvm_vfio_create(int vm_fd)
+{
+	struct kvm_create_device create = { .type = KVM_DEV_TYPE_VFIO };
+
+	CHECK(ioctl(vm_fd, KVM_CREATE_DEVICE, &create));
+	return create.fd;
+}
+
+static int file_attr(int dev, uint64_t what, int32_t fd)
+{
+	/* Kernel headers call the file attributes by the groups' old names. */
+	struct kvm_device_attr attr = {
+		.group = KVM_DEV_VFIO_GROUP,
+		.attr = what,
+		.addr = (uintptr_t)&fd,
+	};
+
+	return ioctl(dev, KVM_SET_DEVICE_ATTR, &attr);
+}
+
+void kvm_vfio_add(int dev, int file)
+{
+	checked(file_attr(dev, KVM_DEV_VFIO_GROUP_ADD, file), "KVM_DEV_VFIO_FILE_ADD");
+}
+
+void kvm_vfio_del(int dev, int file)
+{
+	checked(file_attr(dev, KVM_DEV_VFIO_GROUP_DEL, file), "KVM_DEV_VFIO_FILE_DEL");
+}
+
+/* ---- scenarios ----------------------------------------------------------- */
+
+void wait_for_death(pid_t pid)
+{
+	CHECK(waitpid(pid, NULL, 0));
+}
+
+pid_t fork_child(void)
+{
+	fflush(stdout);
+	return CHECK(fork());
+}
+
+/* Something hangs, and with it perhaps the CPU: nothing is to be learned any more. */
+static void bail_out(pid_t pid)
+{
+	kill(pid, SIGKILL);
+	printf("Bail out! No end after %d s\n", SCENARIO_LIMIT);
+	exit(1);
+}
+
+/* A process of its own, so that its end closes everything. */
+static bool run_scenario(const struct scenario *s)
+{
+	double limit = now() + SCENARIO_LIMIT;
+	pid_t pid = fork_child();
+	int status;
+
+	if (!pid) {
+		scenario = s;
+		s->run();
+		fflush(stdout);
+		_exit(0);
+	}
+	while (CHECK(waitpid(pid, &status, WNOHANG)) == 0) {
+		if (now() > limit)
+			bail_out(pid);
+		sleep_ms(20);
+	}
+	/* Not to spoil what follows. */
+	if (shared->offline)
+		set_cpu2_online(true);
+	return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+/*
+ * The first VM, and the first vCPU with and without an interrupt controller,
+ * make KVM patch kernel code that every CPU executes all the time (static
+ * keys); the last ones patch it back. QEMU 7.2 may keep what it translated from
+ * an INT3 that stood there for a moment: a CPU that translates it just while
+ * another one overwrites it then traps for ever. So let one VM of each kind
+ * exist all the time, and create them while no other CPU is there to fall into
+ * that.
+ */
+static void keep_a_vm(bool irqchip)
+{
+	int kvm = CHECK(open("/dev/kvm", O_RDWR | O_CLOEXEC));
+	int vm = CHECK(ioctl(kvm, KVM_CREATE_VM, 0));
+
+	if (irqchip)
+		CHECK(ioctl(vm, KVM_CREATE_IRQCHIP, 0));
+	CHECK(ioctl(vm, KVM_CREATE_VCPU, 0));
+	close(kvm);
+}
+
+static void keep_vms(void)
+{
+	int cpu;
+
+	for (cpu = 1; cpu < CPUS; cpu++)
+		set_online(cpu, false);
+	keep_a_vm(false);
+	keep_a_vm(true);
+	for (cpu = 1; cpu < CPUS; cpu++)
+		set_online(cpu, true);
+}
+
+static void prepare(void)
+{
+	const char *snoop = getenv("LAB_SNOOP"), *kernel = getenv("LAB_KERNEL");
+
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	if (sysconf(_SC_NPROCESSORS_ONLN) != CPUS)
+		die("this test needs %d CPUs, run it with --smp %d", CPUS, CPUS);
+	if (!snoop)
+		die("LAB_SNOOP is not set, run this in the lab");
+	noncoherent_host = !strcmp(snoop, "off");
+	if (kernel && !strcmp(kernel, "debug"))
+		patience = 6;
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
+		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (shared == MAP_FAILED)
+		die("no shared memory");
+	shared->next_phase = MARK_FIRST_PHASE;
+	make_marks();
+	pin(0, 0);
+	keep_vms();
+}
+
+int run_scenarios(const struct scenario *scenarios, int n, const char *remark)
+{
+	int i, failed = 0;
+
+	printf("KTAP version 1\n1..%d", n);
+	if (remark)
+		printf(" # %s", remark);
+	printf("\n");
+	prepare();
+	mark(MARK_BETWEEN);
+	for (i = 0; i < n; i++) {
+		bool ok = run_scenario(&scenarios[i]);
+
+		printf("%s %d %s\n", ok ? "ok" : "not ok", i + 1, scenarios[i].name);
+		failed += !ok;
+	}
+	mark(MARK_END);
+	printf("# expected %d phases\n", shared->next_phase - MARK_FIRST_PHASE);
+	return failed != 0;
+}

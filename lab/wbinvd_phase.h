@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the tests have in common whose oracle counts WBINVDs: phases and what is
+ * expected of each, scenarios, threads that run vCPUs, and VFIO groups.
+ *
+ * Such a test drives KVM guests through phases, and says for each phase how
+ * often the host kernel must have executed WBINVD on each CPU. It cannot know
+ * what the kernel really did: that is counted by the TCG plugin
+ * lab/plugin/wbinvd.c, outside of the emulated host, and lab/wbinvd_compare
+ * puts the two together.
+ *
+ * Each phase lies between two marks, `nopl imm32(%rax)`, whose displacement
+ * tells the plugin the phase's number. What lies between two phases (creating
+ * VMs, moving vCPUs, closing everything) may not execute any WBINVD either. All
+ * before the first mark, that is the boot with its MTRR set-up, and all after
+ * the last one is nobody's business here.
+ *
+ * Output: KTAP, one test a scenario, `ok` when its calls succeeded; and one line
+ * a phase,
+ *
+ *	# expect PHASE by CPU host CPU:COUNT... guest CPU:COUNT... -- WHAT
+ *
+ * with COUNT as N, N-M or * (any number); CPUs that are not named have none.
+ */
+#ifndef WBINVD_PHASE_H
+#define WBINVD_PHASE_H
+
+#include <errno.h>
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#define CPUS		4
+#define SCENARIO_LIMIT	(20 * patience)	/* seconds; they take less than two */
+
+#define READ(x)		__atomic_load_n(&(x), __ATOMIC_SEQ_CST)
+#define WRITE(x, value)	__atomic_store_n(&(x), value, __ATOMIC_SEQ_CST)
+
+extern bool noncoherent_host;	/* all DMA of VFIO devices is non-coherent */
+extern int patience;		/* more for a debug kernel */
+
+/* ---- failing, waiting ---------------------------------------------------- */
+
+#define die(...)		\
+do {				\
+	printf("# FAILED: ");	\
+	printf(__VA_ARGS__);	\
+	printf("\n");		\
+	fflush(stdout);		\
+	_exit(1);		\
+} while (0)
+
+#define CHECK(call)	checked((call), #call)
+
+int checked(int ret, const char *what);
+void sleep_ms(int ms);
+double now(void);
+void wait_sem(sem_t *sem, const char *what);
+
+/* ---- phases -------------------------------------------------------------- */
+
+/* What the present phase must show. */
+extern struct expected {
+	int number;
+	int by;
+	char what[160];
+	struct { int min, max; } host[CPUS];
+	int guest[CPUS];
+} expected;
+
+/* What follows, up to phase_end(), is a phase: says what must be seen in it. */
+#define phase(...)								\
+do {										\
+	memset(&expected, 0, sizeof(expected));					\
+	snprintf(expected.what, sizeof(expected.what), __VA_ARGS__);		\
+	phase_begin();								\
+} while (0)
+
+void phase_begin(void);
+void phase_end(void);
+
+/* Counts of WBINVDs in the host's kernel that have nothing to do with VMs. */
+void expect_unrelated(int cpu, int min, int max);
+/* @n flushes for a VM on @cpu, or @min to @max; none if the host's DMA is coherent. */
+void expect_flushes(int cpu, int n);
+void expect_some_flushes(int cpu, int min, int max);
+void expect_flush(int cpu);
+
+/* ---- CPUs ---------------------------------------------------------------- */
+
+/* Thread @tid, 0 for this one, runs on @cpu when this returns, or will. */
+void pin(pid_t tid, int cpu);
+void set_online(int cpu, bool online);
+void set_cpu2_online(bool online);
+
+/* ---- vCPUs --------------------------------------------------------------- */
+
+/* A thread that enters a vCPU when it is told to. */
+struct vcpu_thread {
+	/* By @setup, in the thread: creates the vCPU. */
+	void (*setup)(struct vcpu_thread *t);
+	int fd;
+	struct kvm_run *run;
+	unsigned int stop_reason;	/* the one exit from KVM_RUN allowed */
+
+	int first_cpu;
+	pid_t tid;
+	pthread_t thread;
+	sem_t ready, go, stopped;
+};
+
+/* Start the thread on @cpu. */
+void vcpu_thread_create(struct vcpu_thread *t, int cpu,
+			void (*setup)(struct vcpu_thread *t));
+/* Let it enter the guest, and wait until the guest has left. */
+void vcpu_thread_go(struct vcpu_thread *t);
+void vcpu_thread_wait(struct vcpu_thread *t);
+
+/* ---- VFIO ---------------------------------------------------------------- */
+
+/* The group of one of the lab's edu devices. */
+int group_open(int index);
+int container_open(void);
+void set_container(int group, int container);
+void set_iommu(int container);
+void unset_container(int group);
+/* Attach @group to a container of its own, and return that. */
+int group_attach(int group);
+
+/* The KVM-VFIO device of a VM. */
+int kvm_vfio_create(int vm_fd);
+void kvm_vfio_add(int dev, int file);
+void kvm_vfio_del(int dev, int file);
+
+/* ---- scenarios ----------------------------------------------------------- */
+
+/* Each is run by a process of its own, so that its end closes everything. */
+struct scenario {
+	const char *name;
+	void (*run)(void);
+	bool variant;		/* means what the test wants it to mean */
+};
+
+extern const struct scenario *scenario;	/* the present one */
+
+pid_t fork_child(void);
+void wait_for_death(pid_t pid);
+
+/* All of main(); @remark, perhaps NULL, goes on the plan line. */
+int run_scenarios(const struct scenario *scenarios, int n, const char *remark);
+
+#endif
