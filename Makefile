@@ -11,15 +11,16 @@ MAKEFLAGS += --no-print-directory
 export BASE
 CC := gcc-12
 
-PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so $(O)/vfio_dev_test $(O)/nested_test
+PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so $(O)/vfio_dev_test $(O)/vfio_cdev_test $(O)/nested_test
 
 .PHONY: help
 help:
 	@echo 'Products, for Linux BASE=$(BASE) (6.1 or 6.12):'
 	@echo
 	@echo '  make demo         a guest with an assigned device, in an emulated host'
-	@echo '  make check        build, and run all tests in the emulated hosts'
+	@echo '  make check        build, and run all tests (both bases unless BASE is given)'
 	@echo '  make check-debug  the tests under a kernel with KASAN, lockdep and kmemleak'
+	@echo '  make mutants      break the device in many ways: do the tests notice?'
 	@echo '  make modules      $(O)/modules/{kvm,kvm-amd,kvm-intel,vfio}.ko for Debian'
 	@echo '  make shell        a shell in the emulated host, VFIO devices ready'
 	@echo
@@ -69,16 +70,28 @@ out/lab/wbinvd.so: lab/plugin/wbinvd.c lab/plugin/qemu-plugin-v1.h
 $(O)/nested_test: | tree
 	@lab/nested_build $(BASE)
 
-$(O)/vfio_dev_test: tools/testing/selftests/kvm/vfio_dev_test.c | tree
+$(O)/vfio_dev_test $(O)/vfio_cdev_test: $(O)/%: \
+		tools/testing/selftests/kvm/%.c tools/testing/selftests/kvm/vfio_dev_test.h | tree
 	$(CC) -O2 -Wall -static -pthread -I $(O)/tree/tools/testing/selftests -o $@ $<
 
+# Both bases, unless one is asked for.
+CHECK_BASES := $(if $(filter command line environment,$(origin BASE)),$(BASE),6.1 6.12)
+empty :=
+comma := ,
+
 .PHONY: check
-check: modules programs
-	@lab/check --base $(BASE)
+check: setup
+	@set -e; for base in $(CHECK_BASES); do $(MAKE) BASE=$$base modules programs; done
+	@lab/check --base $(subst $(empty) $(empty),$(comma),$(CHECK_BASES))
 
 .PHONY: check-debug
 check-debug: debug-kernel programs
 	@lab/check --base $(BASE) --kernel debug
+
+# Breaks the device in many ways, one at a time; about a minute each.
+.PHONY: mutants
+mutants: modules
+	@lab/mutants --base $(BASE)
 
 .PHONY: demo
 demo: modules

@@ -479,7 +479,8 @@ static void make_vm(void)
 static void load_guest(const char *entry, struct kvm_regs regs)
 {
 	regs.rip = CODE + (entry - guest_code);
-	regs.rflags = 2;
+	/* IF: without it, Bochs also withholds the host's interrupts. */
+	regs.rflags = 0x202;
 	must(ioctl(vm.vcpu, KVM_SET_REGS, &regs));
 }
 

@@ -65,7 +65,7 @@ struct box {
 		uint32_t rounds;
 		uint32_t errors;	/* words that were not what they should be */
 		uint32_t generation;	/* of the pattern that is there */
-		volatile uint64_t *words;
+		uint64_t *words;
 	} level[LEVELS];
 
 	/* How L1 runs L2 */
@@ -201,7 +201,7 @@ struct vm {
 	int cpu;			/* the vCPU is pinned to */
 	int level;			/* that runs */
 	struct box *box;
-	volatile uint64_t *pages[LEVELS][PAGES];
+	uint64_t *pages[LEVELS][PAGES];
 };
 
 #define PT_FLAGS	7ULL		/* present, writable, user */
@@ -246,7 +246,7 @@ static void make_nested_paging(struct vm *vm, vm_vaddr_t words, vm_vaddr_t l2_pa
 	vm->box->nested_cr3 = cr3;
 }
 
-static volatile uint64_t *word(struct vm *vm, int level, int i)
+static uint64_t *word(struct vm *vm, int level, int i)
 {
 	return &vm->pages[level][i / 512][i % 512];
 }
@@ -664,7 +664,7 @@ static void phase_intercepted(struct vm *vm, const char *why)
 	check_running(vm);
 }
 
-static void intercepted(void)
+static void l1_intercepts(void)
 {
 	int group = group_open(0);
 	struct vm vm;
@@ -788,7 +788,7 @@ static void doomed_process(int report)
 		pause();
 }
 
-static void death(void)
+static void die_in_l2(void)
 {
 	int report[2];
 	char byte;
@@ -811,18 +811,24 @@ static void death(void)
 
 /* ---- main ---------------------------------------------------------------- */
 
-#define BOTH(what, run)						\
-	{ what ", L1 without nested paging", run, false },	\
-	{ what ", L1 with nested paging", run, true }
+#define FLAT	", L1 without nested paging"
+#define NESTED	", L1 with nested paging"
 
 static const struct scenario scenarios[] = {
-	BOTH("changes before and after L2 runs", change_before),
-	BOTH("changes between two runs of L2", change_between),
-	BOTH("changes while L2 runs", change_while_running),
-	BOTH("changes while the vCPU is stopped in L2", change_while_stopped),
-	BOTH("L1 intercepts WBINVD", intercepted),
-	BOTH("many changes", many_changes),
-	BOTH("the process dies while L2 runs", death),
+	{ "changes before and after L2 runs" FLAT, change_before, false },
+	{ "changes before and after L2 runs" NESTED, change_before, true },
+	{ "changes between two runs of L2" FLAT, change_between, false },
+	{ "changes between two runs of L2" NESTED, change_between, true },
+	{ "changes while L2 runs" FLAT, change_while_running, false },
+	{ "changes while L2 runs" NESTED, change_while_running, true },
+	{ "changes while the vCPU is stopped in L2" FLAT, change_while_stopped, false },
+	{ "changes while the vCPU is stopped in L2" NESTED, change_while_stopped, true },
+	{ "L1 intercepts WBINVD" FLAT, l1_intercepts, false },
+	{ "L1 intercepts WBINVD" NESTED, l1_intercepts, true },
+	{ "many changes" FLAT, many_changes, false },
+	{ "many changes" NESTED, many_changes, true },
+	{ "the process dies while L2 runs" FLAT, die_in_l2, false },
+	{ "the process dies while L2 runs" NESTED, die_in_l2, true },
 };
 
 int main(void)

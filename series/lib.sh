@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 #
 # What every shell script here shares: where things are, and how to talk.
 # Source it after `set -euo pipefail`.

@@ -1,0 +1,1504 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The KVM-VFIO pseudo device with devices' files and with iommufd.
+ *
+ * vfio_dev_test.c has groups in type 1 containers.  Here are the other ways a
+ * VFIO file gets attached to an IOMMU domain, fixture by fixture:
+ *
+ *   cdev, cdev_walk, cdev_exclusive, cdev_killed, cdev_unplug, cdev_vm_gone,
+ *   cdev_stress
+ *	/dev/vfio/devices/vfioN, bound and attached through iommufd
+ *   compat
+ *	groups in the container that an iommufd offers; such a group is attached
+ *	while its device is open
+ *   group_device
+ *	the file that VFIO_GROUP_GET_DEVICE_FD gives
+ *
+ * The first two need CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV, the last Linux
+ * 6.6; what a kernel does not have is skipped.  How the tests know that a VM is
+ * non-coherent, what they need and what they can be told: see vfio_dev_test.c.
+ *
+ *   gcc -O2 -Wall -static -pthread -I TREE/tools/testing/selftests \
+ *	-o vfio_cdev_test vfio_cdev_test.c
+ */
+#define _GNU_SOURCE
+#include <sys/utsname.h>
+#include <sys/wait.h>
+
+#include "vfio_dev_test.h"
+
+/* --- What headers older than Linux 6.6 do not have --- */
+
+#ifndef VFIO_DEVICE_BIND_IOMMUFD
+#define VFIO_DEVICE_BIND_IOMMUFD	_IO(VFIO_TYPE, VFIO_BASE + 18)
+#define VFIO_DEVICE_ATTACH_IOMMUFD_PT	_IO(VFIO_TYPE, VFIO_BASE + 19)
+#define VFIO_DEVICE_DETACH_IOMMUFD_PT	_IO(VFIO_TYPE, VFIO_BASE + 20)
+#endif
+
+#ifndef IOMMUFD_TYPE
+#define IOMMUFD_TYPE	(';')
+#define IOMMU_IOAS_ALLOC	_IO(IOMMUFD_TYPE, 0x81)
+#define IOMMU_IOAS_MAP	_IO(IOMMUFD_TYPE, 0x85)
+#endif
+
+struct bind_iommufd {
+	uint32_t argsz;
+	uint32_t flags;
+	int32_t iommufd;
+	uint32_t out_devid;
+};
+
+struct attach_pt {
+	uint32_t argsz;
+	uint32_t flags;
+	uint32_t pt_id;
+};
+
+struct detach_pt {
+	uint32_t argsz;
+	uint32_t flags;
+};
+
+struct ioas_alloc {
+	uint32_t size;
+	uint32_t flags;
+	uint32_t out_ioas_id;
+};
+
+struct ioas_map {
+	uint32_t size;
+	uint32_t flags;		/* 7: at this address, writable, readable */
+	uint32_t ioas_id;
+	uint32_t reserved;
+	uint64_t user_va;
+	uint64_t length;
+	uint64_t iova;
+};
+
+/* --- iommufd, and the files of devices --- */
+
+static int iommufd_open(void)
+{
+	return call(open("/dev/iommu", O_RDWR | O_CLOEXEC));
+}
+
+static int ioas_alloc(int iommufd, uint32_t *id)
+{
+	struct ioas_alloc arg = { .size = sizeof(arg) };
+	int ret = call(ioctl(iommufd, IOMMU_IOAS_ALLOC, &arg));
+
+	*id = arg.out_ioas_id;
+	return ret;
+}
+
+/* No x86 device can be attached to this: its interrupts go to that address. */
+static int ioas_spoil(int iommufd, uint32_t id)
+{
+	struct ioas_map arg = {
+		.size = sizeof(arg),
+		.flags = 7,
+		.ioas_id = id,
+		.length = 4096,
+		.iova = 0xfee00000,
+	};
+	void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			  -1, 0);
+
+	if (page == MAP_FAILED)
+		return -errno;
+	arg.user_va = (uintptr_t)page;
+	return call(ioctl(iommufd, IOMMU_IOAS_MAP, &arg));
+}
+
+/* "/dev/vfio/devices/vfioN" of a PCI device. */
+static int cdev_path(int i, char *path, size_t size)
+{
+	struct dirent *entry;
+	int ret = -ENOENT;
+	char sys[128];
+	DIR *dir;
+
+	snprintf(sys, sizeof(sys), "/sys/bus/pci/devices/%.31s/vfio-dev", host.bdf[i]);
+	dir = opendir(sys);
+	while (dir && ret && (entry = readdir(dir))) {
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(path, size, "/dev/vfio/devices/%.31s", entry->d_name);
+		ret = access(path, F_OK) ? -ENOENT : 0;
+	}
+	if (dir)
+		closedir(dir);
+	return ret;
+}
+
+static int cdev_open(int i)
+{
+	char path[64];
+	int ret = cdev_path(i, path, sizeof(path));
+
+	return ret ? ret : call(open(path, O_RDWR | O_CLOEXEC));
+}
+
+static int cdev_bind(int fd, int iommufd)
+{
+	struct bind_iommufd arg = { .argsz = sizeof(arg), .iommufd = iommufd };
+
+	return call(ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, &arg));
+}
+
+static int cdev_attach(int fd, uint32_t ioas)
+{
+	struct attach_pt arg = { .argsz = sizeof(arg), .pt_id = ioas };
+
+	return call(ioctl(fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &arg));
+}
+
+/* Attached, but that cannot be told: EFAULT, and not attached to anything then. */
+static int cdev_attach_in_vain(int fd, uint32_t ioas)
+{
+	struct attach_pt *arg;
+	int ret;
+
+	arg = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (arg == MAP_FAILED)
+		return -errno;
+	*arg = (struct attach_pt){ .argsz = sizeof(*arg), .pt_id = ioas };
+	mprotect(arg, 4096, PROT_READ);
+	ret = call(ioctl(fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, arg));
+	munmap(arg, 4096);
+	return ret;
+}
+
+static int cdev_detach(int fd)
+{
+	struct detach_pt arg = { .argsz = sizeof(arg) };
+
+	return call(ioctl(fd, VFIO_DEVICE_DETACH_IOMMUFD_PT, &arg));
+}
+
+/*
+ * The device is nobody's. The last reference to a file that another test used
+ * may be put a moment after its end.
+ */
+static int cdev_wait(int i)
+{
+	int iommufd = iommufd_open(), ret = -EBUSY, tries, fd;
+
+	for (tries = 0; tries < 200 && ret; tries++) {
+		if (tries)
+			sleep_ms(10);
+		fd = cdev_open(i);
+		ret = fd < 0 ? fd : cdev_bind(fd, iommufd);
+		close(fd);
+	}
+	close(iommufd);
+	return ret;
+}
+
+/* --- What the host has of that --- */
+
+static const char *no_iommufd(void)
+{
+	return access("/dev/iommu", F_OK) ? "the kernel has no /dev/iommu (CONFIG_IOMMUFD)" : "";
+}
+
+static const char *no_cdev(int nr)
+{
+	char path[64];
+	int i;
+
+	for (i = 0; i < nr; i++)
+		if (cdev_path(i, path, sizeof(path)))
+			return "the kernel has no /dev/vfio/devices (CONFIG_VFIO_DEVICE_CDEV)";
+	return "";
+}
+
+static const char *no_device_files(void)
+{
+	struct utsname u;
+	int major = 0, minor = 0;
+
+	uname(&u);
+	if (sscanf(u.release, "%d.%d", &major, &minor) == 2 &&
+	    (major > 6 || (major == 6 && minor >= 6)))
+		return "";
+	return "before Linux 6.6 a device's file is no VFIO file";
+}
+
+/* What the kernel lacks is a better reason than what the machine lacks. */
+#define REQUIRE_IOMMUFD(nr) do {						\
+	const int devices = (nr);						\
+										\
+	REQUIRE(no_iommufd());							\
+	REQUIRE(no_groups(devices));						\
+	REQUIRE(no_pci(devices - 1));						\
+	REQUIRE(host.no_probe);							\
+} while (0)
+
+/* --- A model, and sequences that the device must follow --- */
+
+/*
+ * Two VMs, A and B, and two files: of devices or, with COMPAT, of their groups.
+ * Every operation is done for real and in the model; its result and, after it,
+ * the flag of both VMs must be the model's, and caches must have been written
+ * back during it exactly if a VM became non-coherent.
+ */
+struct file {
+	int fd;			/* -1: closed */
+	int device;		/* of a group; -1: closed */
+	/* The model: */
+	int owner;		/* the VM that tracks it, or -1 */
+	bool bound;		/* it was given the iommufd */
+	bool attached;
+};
+
+struct world {
+	struct vm vm[2];
+	struct file file[2];
+	bool compat;
+	int iommufd;
+	uint32_t ioas[3];	/* the third has no room for a device */
+};
+
+struct op {
+	int (*run)(struct world *w, const struct op *op, int *expected);
+	int vm;			/* 0 is A, 1 is B */
+	int file;
+	int ioas;
+};
+
+static int world_open(struct world *w, bool compat, int nr_files)
+{
+	int i, ret = 0;
+
+	memset(w, 0, sizeof(*w));
+	w->compat = compat;
+	w->iommufd = iommufd_open();
+	for (i = 0; i < 2; i++) {
+		w->vm[i] = NO_VM;
+		w->file[i] = (struct file){ .fd = -1, .device = -1, .owner = -1 };
+	}
+	for (i = 0; i < 3 && !ret; i++)
+		ret = ioas_alloc(w->iommufd, &w->ioas[i]);
+	if (!ret)
+		ret = ioas_spoil(w->iommufd, w->ioas[2]);
+	for (i = 0; i < 2 && !ret; i++)
+		ret = vm_open_guest(&w->vm[i]);
+	for (i = 0; i < nr_files && !ret; i++) {
+		if (!compat)
+			ret = cdev_wait(i);
+		if (!ret)
+			w->file[i].fd = compat ? need_group(i) : cdev_open(i);
+		if (w->file[i].fd < 0)
+			ret = w->file[i].fd;
+	}
+	return ret;
+}
+
+static void world_close(struct world *w)
+{
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		close_fd(&w->file[i].device);
+		close_fd(&w->file[i].fd);
+		vm_close(&w->vm[i]);
+	}
+	close_fd(&w->iommufd);
+}
+
+/* The rule that everything here is about. */
+static bool should_be_noncoherent(const struct world *w, int vm)
+{
+	int i;
+
+	for (i = 0; i < 2; i++)
+		if (w->file[i].owner == vm && w->file[i].attached)
+			return host.noncoherent;
+	return false;
+}
+
+/*
+ * The last reference to a device's file unbinds it. A group's takes the iommufd
+ * away, yet its device lives on.
+ */
+static void model_close_if_unused(struct world *w, struct file *f)
+{
+	if (f->fd >= 0 || f->owner >= 0)
+		return;
+	f->bound = false;
+	if (!w->compat)
+		f->attached = false;
+}
+
+static int run_add(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+
+	if (f->fd < 0)
+		*expected = -EBADF;
+	else if (f->owner >= 0)
+		*expected = f->owner == op->vm ? -EEXIST : -EBUSY;
+	else
+		f->owner = op->vm;
+	return dev_add(w->vm[op->vm].dev, f->fd);
+}
+
+static int run_del(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+
+	if (f->fd < 0)
+		*expected = -EBADF;
+	else if (f->owner != op->vm)
+		*expected = -ENOENT;
+	else
+		f->owner = -1;
+	return dev_del(w->vm[op->vm].dev, f->fd);
+}
+
+/* The KVM device is closed, and a new one made. */
+static int run_reset(struct world *w, const struct op *op, int *expected)
+{
+	struct vm *vm = &w->vm[op->vm];
+	int i;
+
+	close_fd(&vm->dev);
+	for (i = 0; i < 2; i++) {
+		if (w->file[i].owner == op->vm)
+			w->file[i].owner = -1;
+		model_close_if_unused(w, &w->file[i]);
+	}
+	vm->dev = create_device(vm->fd, 0);
+	return vm->dev < 0 ? vm->dev : 0;
+}
+
+static int run_close(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+
+	close_fd(&f->fd);
+	model_close_if_unused(w, f);
+	return 0;
+}
+
+/*
+ * A group opens once. A device opens as often as one likes, but only one of its
+ * files can be bound, so there is one here.
+ */
+static int run_open(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+	bool alive = f->fd >= 0 || f->owner >= 0;
+	int fd;
+
+	if (alive && !w->compat)
+		return 0;
+	*expected = alive ? -EBUSY : 0;
+	fd = w->compat ? group_open(op->file) : cdev_open(op->file);
+	if (fd < 0)
+		return fd;
+	f->fd = fd;
+	return 0;
+}
+
+/* Give the file to the iommufd: for a group, that is its container. */
+static int run_bind(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+
+	if (f->fd < 0)
+		*expected = -EBADF;
+	else if (f->bound)
+		*expected = -EINVAL;
+	else
+		f->bound = true;
+	return w->compat ? group_join(f->fd, w->iommufd) : cdev_bind(f->fd, w->iommufd);
+}
+
+static bool model_is_bound(const struct file *f, int *expected)
+{
+	*expected = f->fd < 0 ? -EBADF : f->bound ? 0 : -EINVAL;
+	return !*expected;
+}
+
+static int run_attach(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+
+	if (model_is_bound(f, expected))
+		f->attached = true;
+	return cdev_attach(f->fd, w->ioas[op->ioas]);
+}
+
+static int run_detach(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+
+	if (model_is_bound(f, expected))
+		f->attached = false;
+	return cdev_detach(f->fd);
+}
+
+/* To an IOAS that is not there: stays attached to what it was. */
+static int run_nowhere(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+
+	if (model_is_bound(f, expected))
+		*expected = -ENOENT;
+	return cdev_attach(f->fd, 0x7fffffff);
+}
+
+/* To an IOAS that has no room for it: the same. */
+static int run_noroom(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+
+	if (model_is_bound(f, expected))
+		*expected = -EADDRINUSE;
+	return cdev_attach(f->fd, w->ioas[2]);
+}
+
+static int run_fault(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+
+	if (model_is_bound(f, expected)) {
+		*expected = -EFAULT;
+		f->attached = false;
+	}
+	return cdev_attach_in_vain(f->fd, w->ioas[op->ioas]);
+}
+
+/* Out of the iommufd's container; an open device stays attached, though. */
+static int run_leave(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+
+	if (model_is_bound(f, expected))
+		f->bound = false;
+	return group_leave(f->fd);
+}
+
+static int run_getdev(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+	int fd;
+
+	if (f->device >= 0)
+		return 0;
+	if (model_is_bound(f, expected))
+		f->attached = true;
+	fd = group_get_device(f->fd, op->file);
+	if (fd < 0)
+		return fd;
+	f->device = fd;
+	return 0;
+}
+
+static int run_putdev(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+
+	close_fd(&f->device);
+	f->attached = false;
+	return 0;
+}
+
+static const struct {
+	const char *name;
+	int (*run)(struct world *w, const struct op *op, int *expected);
+} known_ops[] = {
+	{ "add", run_add },
+	{ "del", run_del },
+	{ "reset", run_reset },
+	{ "close", run_close },
+	{ "open", run_open },
+	{ "bind", run_bind },
+	{ "attach", run_attach },
+	{ "detach", run_detach },
+	{ "nowhere", run_nowhere },
+	{ "noroom", run_noroom },
+	{ "fault", run_fault },
+	{ "leave", run_leave },
+	{ "getdev", run_getdev },
+	{ "putdev", run_putdev },
+};
+
+/*
+ * "add1" file 1 for VM A, "Bdel2" file 2 for VM B, "attach2.1" file 2 to IOAS 1
+ * ("attach2" is "attach2.1"), "Breset" the KVM device of VM B.
+ */
+static int parse_op(const char *word, struct op *op)
+{
+	size_t i, size;
+
+	memset(op, 0, sizeof(*op));
+	if (*word == 'B') {
+		op->vm = 1;
+		word++;
+	}
+	for (i = 0; i < ARRAY_SIZE(known_ops); i++) {
+		size = strlen(known_ops[i].name);
+		if (strncmp(word, known_ops[i].name, size))
+			continue;
+		op->run = known_ops[i].run;
+		if (word[size])
+			op->file = word[size] - '1';
+		if (word[size] && word[size + 1] == '.')
+			op->ioas = word[size + 2] - '1';
+		return 0;
+	}
+	return -EINVAL;
+}
+
+/* What an operation did to the world, and what it had to do. */
+struct outcome {
+	int result, expected_result;
+	int flag[2], expected_flag[2];
+	bool flushed, flush_owed;
+};
+
+/* Both guests run first: what their WBINVDs do not do then is owed to them. */
+static void observe(struct world *w, const struct op *op, struct outcome *o)
+{
+	bool before[2];
+	long count;
+	int i;
+
+	memset(o, 0, sizeof(*o));
+	for (i = 0; i < 2; i++) {
+		before[i] = should_be_noncoherent(w, i);
+		vm_wbinvd(&w->vm[i]);
+	}
+	count = hits();
+	o->result = op->run(w, op, &o->expected_result);
+	o->flushed = hits() > count;
+	for (i = 0; i < 2; i++) {
+		o->expected_flag[i] = should_be_noncoherent(w, i);
+		o->flag[i] = vm_noncoherent(&w->vm[i]);
+		o->flush_owed |= o->expected_flag[i] && !before[i];
+	}
+}
+
+/* The next word of a sequence, or NULL. */
+static const char *next_word(const char **steps, char *word, size_t size)
+{
+	size_t n = strcspn(*steps, " ");
+
+	if (!n)
+		return NULL;
+	snprintf(word, size, "%.*s", (int)n, *steps);
+	*steps += n + ((*steps)[n] == ' ');
+	return word;
+}
+
+/* A macro, since the harness's EXPECT_ work inside of a test only. */
+#define FOLLOW(world, steps, flush) do {					\
+	const char *all = (steps), *rest = all;					\
+	struct outcome o;							\
+	char word[16];								\
+	struct op op;								\
+										\
+	while (next_word(&rest, word, sizeof(word))) {				\
+		ASSERT_EQ(0, parse_op(word, &op));				\
+		observe(world, &op, &o);					\
+		if (flush) {							\
+			EXPECT_EQ(o.flush_owed, o.flushed)			\
+				TH_LOG("during %s in \"%s\"", word, all);	\
+			continue;						\
+		}								\
+		EXPECT_EQ(o.expected_result, o.result)				\
+			TH_LOG("result of %s in \"%s\"", word, all);		\
+		EXPECT_EQ(o.expected_flag[0], o.flag[0])			\
+			TH_LOG("VM A after %s in \"%s\"", word, all);		\
+		EXPECT_EQ(o.expected_flag[1], o.flag[1])			\
+			TH_LOG("VM B after %s in \"%s\"", word, all);		\
+	}									\
+} while (0)
+
+/* --- Files of devices --- */
+
+FIXTURE(cdev) {
+	struct world world;
+};
+
+FIXTURE_VARIANT(cdev) {
+	const char *steps;
+};
+
+/* As QEMU and rust-vmm do it. */
+FIXTURE_VARIANT_ADD(cdev, add_bind_attach) {
+	.steps = "add1 bind1 attach1 detach1 del1 close1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, bind_add_attach) {
+	.steps = "bind1 add1 attach1 detach1 del1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, bind_attach_add) {
+	.steps = "bind1 attach1 add1 del1 add1 detach1 del1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, del_before_detach) {
+	.steps = "add1 bind1 attach1 del1 detach1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, del_before_attach) {
+	.steps = "add1 bind1 del1 attach1 detach1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, never_bound) {
+	.steps = "add1 attach1 detach1 nowhere1 fault1 del1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, never_attached) {
+	.steps = "add1 bind1 detach1 del1 detach1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, untracked) {
+	.steps = "bind1 attach1 attach1.2 detach1 del1",
+};
+
+/* And again, and elsewhere. */
+FIXTURE_VARIANT_ADD(cdev, attached_again) {
+	.steps = "add1 bind1 attach1 detach1 attach1 detach1 detach1 attach1.2",
+};
+
+FIXTURE_VARIANT_ADD(cdev, moved) {
+	.steps = "add1 bind1 attach1.1 attach1.2 attach1.1 detach1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, moved_then_added) {
+	.steps = "bind1 attach1.1 attach1.2 add1 attach1.1 del1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, attached_to_the_same) {
+	.steps = "add1 bind1 attach1 attach1 detach1 attach1",
+};
+
+/* What fails leaves it attached to what it was, or to nothing. */
+FIXTURE_VARIANT_ADD(cdev, attach_fails) {
+	.steps = "add1 bind1 nowhere1 noroom1 attach1 nowhere1 noroom1 detach1 noroom1 nowhere1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, attach_cannot_tell) {
+	.steps = "add1 bind1 fault1 attach1 fault1 attach1.2 fault1 detach1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, attach_fails_then_added) {
+	.steps = "bind1 attach1 nowhere1 noroom1 add1 del1 fault1 add1 attach1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, failed_calls) {
+	.steps = "add1 add1 Badd1 bind1 bind1 attach1 bind1 add1 Badd1 Bdel1 del1 del1",
+};
+
+/* The descriptor closed: the tracked file is kept, bound and attached as it is. */
+FIXTURE_VARIANT_ADD(cdev, closed_while_attached) {
+	.steps = "add1 bind1 attach1 close1 del1 reset open1 add1 bind1 attach1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, closed_while_bound) {
+	.steps = "add1 bind1 close1 reset open1 bind1 attach1 add1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, closed_while_tracked_only) {
+	.steps = "add1 close1 reset open1 bind1 attach1 add1 close1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, closed_untracked) {
+	.steps = "bind1 attach1 close1 open1 add1 bind1 attach1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, kvm_device_closed) {
+	.steps = "add1 bind1 attach1 reset detach1 add1 attach1 reset add1",
+};
+
+/* Two devices. */
+FIXTURE_VARIANT_ADD(cdev, two_in_one_ioas) {
+	.steps = "add1 add2 bind1 bind2 attach1 attach2 detach1 detach2 del1 del2",
+};
+
+FIXTURE_VARIANT_ADD(cdev, two_apart) {
+	.steps = "bind1 bind2 attach1.1 attach2.2 add1 add2 del1 del2 add2 detach1 detach2",
+};
+
+FIXTURE_VARIANT_ADD(cdev, two_one_untracked) {
+	.steps = "add1 bind1 bind2 attach2 attach1 detach1 add2 attach1.2 detach2 detach1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, two_moved_together) {
+	.steps = "add1 add2 bind1 bind2 attach1.1 attach2.1 attach1.2 attach2.2 detach2 detach1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, two_closed_at_once) {
+	.steps = "add1 bind1 attach1 add2 bind2 attach2 close1 close2 reset open1 open2 add1",
+};
+
+/* Two VMs. */
+FIXTURE_VARIANT_ADD(cdev, vms_one_each) {
+	.steps = "add1 Badd2 bind1 bind2 attach1 attach2 detach1 detach2 Bdel2 del1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, vms_handed_over) {
+	.steps = "add1 bind1 attach1 del1 Badd1 add1 Breset add1 reset Badd1 detach1",
+};
+
+FIXTURE_VARIANT_ADD(cdev, vms_closed) {
+	.steps = "add1 Badd2 bind1 bind2 attach2.2 attach1.2 close1 close2 reset Breset",
+};
+
+FIXTURE_SETUP(cdev)
+{
+	int nr = strpbrk(variant->steps, "2") ? 2 : 1;
+
+	REQUIRE_IOMMUFD(nr);
+	REQUIRE(no_cdev(nr));
+	ASSERT_EQ(0, world_open(&self->world, false, host.nr_groups < 2 ? 1 : 2));
+}
+
+FIXTURE_TEARDOWN(cdev)
+{
+	world_close(&self->world);
+}
+
+TEST_F(cdev, flag_follows)
+{
+	FOLLOW(&self->world, variant->steps, false);
+}
+
+/* Exactly when a VM becomes non-coherent are caches written back for it. */
+TEST_F(cdev, flush_is_paid)
+{
+	FOLLOW(&self->world, variant->steps, true);
+}
+
+/* --- A random walk through all of that --- */
+
+FIXTURE(cdev_walk) {
+	struct world world;
+};
+
+FIXTURE_SETUP(cdev_walk)
+{
+	REQUIRE_IOMMUFD(2);
+	REQUIRE(no_cdev(2));
+	ASSERT_EQ(0, world_open(&self->world, false, 2));
+}
+
+FIXTURE_TEARDOWN(cdev_walk)
+{
+	world_close(&self->world);
+}
+
+/* What changes something, more often than what only could. */
+static const char *random_op(uint32_t *state, struct op *op)
+{
+	static const char * const often[] = {
+		"add", "add", "add", "del", "del", "bind", "bind", "bind", "attach", "attach",
+		"attach", "attach", "detach", "detach", "nowhere", "noroom", "fault", "close",
+		"open", "open", "open", "reset",
+	};
+	const char *name = often[next_random(state) % ARRAY_SIZE(often)];
+
+	parse_op(name, op);
+	op->vm = next_random(state) % 2;
+	op->file = next_random(state) % 2;
+	op->ioas = next_random(state) % 2;
+	return name;
+}
+
+TEST_F_TIMEOUT(cdev_walk, result_flag_and_flush, 240)
+{
+	const char *seed = getenv("VFIO_DEV_TEST_SEED"), *name;
+	uint32_t state = seed ? atoi(seed) : 1;
+	struct outcome o;
+	struct op op;
+	int i;
+
+	for (i = 0; i < 400; i++) {
+		name = random_op(&state, &op);
+		observe(&self->world, &op, &o);
+		ASSERT_EQ(o.expected_result, o.result)
+			TH_LOG("result of step %d, %s%d", i, name, op.file + 1);
+		ASSERT_EQ(o.expected_flag[0], o.flag[0])
+			TH_LOG("VM A after step %d, %s%d", i, name, op.file + 1);
+		ASSERT_EQ(o.expected_flag[1], o.flag[1])
+			TH_LOG("VM B after step %d, %s%d", i, name, op.file + 1);
+		ASSERT_EQ(o.flush_owed, o.flushed)
+			TH_LOG("during step %d, %s%d", i, name, op.file + 1);
+	}
+}
+
+/* --- Groups in an iommufd's container --- */
+
+FIXTURE(compat) {
+	struct world world;
+};
+
+FIXTURE_VARIANT(compat) {
+	const char *steps;
+};
+
+FIXTURE_VARIANT_ADD(compat, add_first) {
+	.steps = "add1 bind1 getdev1 putdev1 leave1 del1",
+};
+
+FIXTURE_VARIANT_ADD(compat, add_bound) {
+	.steps = "bind1 add1 getdev1 putdev1 getdev1 del1 putdev1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(compat, add_open) {
+	.steps = "bind1 getdev1 add1 del1 add1 putdev1 del1",
+};
+
+FIXTURE_VARIANT_ADD(compat, never_open) {
+	.steps = "add1 bind1 bind1 leave1 leave1 getdev1 del1",
+};
+
+/* Nothing says that an open device lets go of the iommufd with its group. */
+FIXTURE_VARIANT_ADD(compat, left_while_open) {
+	.steps = "add1 bind1 getdev1 leave1 bind1 leave1 putdev1 getdev1",
+};
+
+FIXTURE_VARIANT_ADD(compat, group_closed_tracked) {
+	.steps = "add1 bind1 getdev1 close1 open1 putdev1 reset open1 bind1 add1 getdev1",
+};
+
+/* The next who opens the group gets its device as it is. */
+FIXTURE_VARIANT_ADD(compat, group_closed_device_open) {
+	.steps = "bind1 getdev1 close1 open1 add1 putdev1 bind1 getdev1",
+};
+
+FIXTURE_VARIANT_ADD(compat, kvm_device_closed) {
+	.steps = "add1 bind1 getdev1 reset add1 reset putdev1 add1 getdev1",
+};
+
+FIXTURE_VARIANT_ADD(compat, two) {
+	.steps = "add1 add2 bind1 bind2 getdev1 getdev2 putdev1 putdev2 del1 del2",
+};
+
+FIXTURE_VARIANT_ADD(compat, vms_one_each) {
+	.steps = "add1 Badd2 bind1 bind2 getdev2 getdev1 Badd1 putdev2 putdev1 Breset",
+};
+
+FIXTURE_VARIANT_ADD(compat, vms_handed_over) {
+	.steps = "bind1 getdev1 add1 Badd1 del1 Badd1 Breset add1 putdev1",
+};
+
+FIXTURE_SETUP(compat)
+{
+	REQUIRE_IOMMUFD(strpbrk(variant->steps, "2") ? 2 : 1);
+	ASSERT_EQ(0, world_open(&self->world, true, host.nr_groups < 2 ? 1 : 2));
+}
+
+FIXTURE_TEARDOWN(compat)
+{
+	world_close(&self->world);
+}
+
+TEST_F(compat, flag_follows)
+{
+	FOLLOW(&self->world, variant->steps, false);
+}
+
+TEST_F(compat, flush_is_paid)
+{
+	FOLLOW(&self->world, variant->steps, true);
+}
+
+/* --- Files of devices that a group gave --- */
+
+FIXTURE(group_device) {
+	struct vm a;
+	struct vm b;
+	int group;
+	int iommufd;
+	int device;
+};
+
+FIXTURE_VARIANT(group_device) {
+	bool iommufd;
+};
+
+FIXTURE_VARIANT_ADD(group_device, container) {
+	.iommufd = false,
+};
+
+FIXTURE_VARIANT_ADD(group_device, iommufd) {
+	.iommufd = true,
+};
+
+FIXTURE_SETUP(group_device)
+{
+	REQUIRE(no_device_files());
+	if (variant->iommufd)
+		REQUIRE(no_iommufd());
+	REQUIRE(no_groups(1));
+	REQUIRE(no_pci(0));
+	REQUIRE(host.no_probe);
+	self->b = NO_VM;
+	ASSERT_EQ(0, vm_open_guest(&self->a));
+	ASSERT_EQ(0, vm_open_guest(&self->b));
+	self->group = need_group(0);
+	ASSERT_LE(0, self->group);
+	self->iommufd = variant->iommufd ? iommufd_open() : -1;
+	ASSERT_EQ(0, variant->iommufd ? group_join(self->group, self->iommufd) :
+					group_attach(self->group));
+	self->device = group_get_device(self->group, 0);
+	ASSERT_LE(0, self->device);
+}
+
+FIXTURE_TEARDOWN(group_device)
+{
+	vm_close(&self->a);
+	vm_close(&self->b);
+	close_fd(&self->device);
+	close_fd(&self->group);
+	close_fd(&self->iommufd);
+}
+
+/* It is attached as long as it is open. */
+TEST_F(group_device, flag_follows)
+{
+	EXPECT_EQ(0, vm_noncoherent(&self->a));
+	EXPECT_EQ(0, dev_add(self->a.dev, self->device));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+	EXPECT_EQ(0, dev_del(self->a.dev, self->device));
+	EXPECT_EQ(0, vm_noncoherent(&self->a));
+	EXPECT_EQ(-ENOENT, dev_del(self->a.dev, self->device));
+}
+
+TEST_F(group_device, is_exclusive)
+{
+	int copy = dup(self->device);
+
+	EXPECT_EQ(0, dev_add(self->a.dev, self->device));
+	EXPECT_EQ(-EEXIST, dev_add(self->a.dev, self->device));
+	EXPECT_EQ(-EEXIST, dev_add(self->a.dev, copy));
+	EXPECT_EQ(-EBUSY, dev_add(self->b.dev, self->device));
+	EXPECT_EQ(-ENOENT, dev_del(self->b.dev, self->device));
+	EXPECT_EQ(0, vm_noncoherent(&self->b));
+	EXPECT_EQ(0, dev_del(self->a.dev, copy));
+	EXPECT_EQ(0, dev_add(self->b.dev, self->device));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->b));
+	EXPECT_EQ(-EBUSY, dev_add(self->a.dev, self->device));
+}
+
+/* Its group is a file of its own. */
+TEST_F(group_device, beside_its_group)
+{
+	EXPECT_EQ(0, dev_add(self->a.dev, self->group));
+	EXPECT_EQ(0, dev_add(self->a.dev, self->device));
+	EXPECT_EQ(0, dev_del(self->a.dev, self->group));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+	EXPECT_EQ(0, dev_add(self->a.dev, self->group));
+	EXPECT_EQ(0, dev_del(self->a.dev, self->device));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+	EXPECT_EQ(0, dev_del(self->a.dev, self->group));
+	EXPECT_EQ(0, vm_noncoherent(&self->a));
+}
+
+/* A device can be opened twice, and then has two files. */
+TEST_F(group_device, two_files)
+{
+	int second = group_get_device(self->group, 0);
+
+	ASSERT_LE(0, second);
+	EXPECT_EQ(0, dev_add(self->a.dev, self->device));
+	EXPECT_EQ(0, dev_add(self->a.dev, second));
+	EXPECT_EQ(0, dev_del(self->a.dev, self->device));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+	close_fd(&self->device);
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+	EXPECT_EQ(0, dev_del(self->a.dev, second));
+	EXPECT_EQ(0, vm_noncoherent(&self->a));
+	close(second);
+}
+
+/* The VM keeps the file, the file the device, and that the group's attachment. */
+TEST_F(group_device, kept_while_tracked)
+{
+	EXPECT_EQ(0, dev_add(self->a.dev, self->device));
+	EXPECT_EQ(0, dev_add(self->b.dev, self->group));
+	close_fd(&self->device);
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->b));
+	if (!variant->iommufd)
+		EXPECT_EQ(-EBUSY, group_leave(self->group));
+	close_fd(&self->a.dev);
+	EXPECT_EQ(0, vm_noncoherent(&self->a));
+	if (variant->iommufd)
+		EXPECT_EQ(0, vm_noncoherent(&self->b));
+	EXPECT_EQ(0, group_leave(self->group));
+	EXPECT_EQ(0, vm_noncoherent(&self->b));
+}
+
+/* These are for devices that do not come from a group. */
+TEST_F(group_device, cannot_be_bound)
+{
+	EXPECT_EQ(0, dev_add(self->a.dev, self->device));
+	EXPECT_GT(0, cdev_bind(self->device, self->iommufd));
+	EXPECT_GT(0, cdev_attach(self->device, 1));
+	EXPECT_GT(0, cdev_detach(self->device));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+}
+
+/* --- Who else has the device --- */
+
+FIXTURE(cdev_exclusive) {
+	struct world world;
+	int fd;
+	int other;		/* another file of the same device */
+};
+
+FIXTURE_SETUP(cdev_exclusive)
+{
+	REQUIRE_IOMMUFD(1);
+	REQUIRE(no_cdev(1));
+	ASSERT_EQ(0, world_open(&self->world, false, 1));
+	self->fd = self->world.file[0].fd;
+	self->other = cdev_open(0);
+	ASSERT_LE(0, self->other);
+}
+
+FIXTURE_TEARDOWN(cdev_exclusive)
+{
+	close_fd(&self->other);
+	world_close(&self->world);
+}
+
+TEST_F(cdev_exclusive, copy_is_the_same)
+{
+	int copy = dup(self->fd);
+
+	EXPECT_EQ(0, dev_add(self->world.vm[0].dev, self->fd));
+	EXPECT_EQ(-EEXIST, dev_add(self->world.vm[0].dev, copy));
+	EXPECT_EQ(-EBUSY, dev_add(self->world.vm[1].dev, copy));
+	EXPECT_EQ(0, dev_del(self->world.vm[0].dev, copy));
+	EXPECT_EQ(-ENOENT, dev_del(self->world.vm[0].dev, self->fd));
+}
+
+/* Only one of a device's files can be bound; the other has no DMA. */
+TEST_F(cdev_exclusive, other_file_is_another)
+{
+	struct vm *a = &self->world.vm[0], *b = &self->world.vm[1];
+
+	EXPECT_EQ(0, dev_add(a->dev, self->fd));
+	EXPECT_EQ(0, dev_add(b->dev, self->other));
+	EXPECT_EQ(0, cdev_bind(self->fd, self->world.iommufd));
+	EXPECT_EQ(-EINVAL, cdev_bind(self->other, self->world.iommufd));
+	EXPECT_EQ(0, cdev_attach(self->fd, self->world.ioas[0]));
+	EXPECT_EQ(-EINVAL, cdev_attach(self->other, self->world.ioas[0]));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(a));
+	EXPECT_EQ(0, vm_noncoherent(b));
+	EXPECT_EQ(0, dev_del(a->dev, self->fd));
+	close_fd(&self->world.file[0].fd);
+	/* The device is free, and now that of the other. */
+	EXPECT_EQ(0, cdev_bind(self->other, self->world.iommufd));
+	EXPECT_EQ(0, vm_noncoherent(b));
+	EXPECT_EQ(0, cdev_attach(self->other, self->world.ioas[1]));
+	EXPECT_EQ(0, vm_noncoherent(a));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(b));
+}
+
+/* A group that is open keeps its device from being bound, and the other way round. */
+TEST_F(cdev_exclusive, group_or_device)
+{
+	struct vm *a = &self->world.vm[0];
+	int group = need_group(0);
+
+	ASSERT_LE(0, group);
+	EXPECT_EQ(0, dev_add(a->dev, self->fd));
+	EXPECT_EQ(0, dev_add(a->dev, group));
+	EXPECT_EQ(-EBUSY, cdev_bind(self->fd, self->world.iommufd));
+	EXPECT_EQ(-EINVAL, cdev_attach(self->fd, self->world.ioas[0]));
+	EXPECT_EQ(0, vm_noncoherent(a));
+	EXPECT_EQ(0, group_attach(group));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(a));
+	EXPECT_EQ(0, dev_del(a->dev, group));
+	EXPECT_EQ(0, vm_noncoherent(a));
+	close(group);
+	EXPECT_EQ(0, cdev_bind(self->fd, self->world.iommufd));
+	EXPECT_EQ(-EBUSY, group_open(0));
+	EXPECT_EQ(0, cdev_attach(self->fd, self->world.ioas[0]));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(a));
+}
+
+/* Another iommufd is another process's, perhaps: the device has to leave first. */
+TEST_F(cdev_exclusive, rebound_to_another_iommufd)
+{
+	struct vm *a = &self->world.vm[0];
+	int second = iommufd_open();
+	uint32_t ioas;
+
+	EXPECT_EQ(0, ioas_alloc(second, &ioas));
+	EXPECT_EQ(0, dev_add(a->dev, self->fd));
+	EXPECT_EQ(0, dev_add(a->dev, self->other));
+	EXPECT_EQ(0, cdev_bind(self->fd, self->world.iommufd));
+	EXPECT_EQ(0, cdev_attach(self->fd, self->world.ioas[0]));
+	EXPECT_EQ(-EINVAL, cdev_bind(self->fd, second));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(a));
+	EXPECT_EQ(0, dev_del(a->dev, self->fd));
+	close_fd(&self->world.file[0].fd);
+	EXPECT_EQ(0, vm_noncoherent(a));
+	EXPECT_EQ(0, cdev_bind(self->other, second));
+	EXPECT_EQ(0, cdev_attach(self->other, ioas));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(a));
+	/* The device keeps the iommufd. */
+	close(second);
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(a));
+}
+
+/* --- A VM that ends before its devices --- */
+
+FIXTURE(cdev_vm_gone) {
+	struct world world;
+};
+
+FIXTURE_VARIANT(cdev_vm_gone) {
+	const char *before;
+	const char *after;
+};
+
+FIXTURE_VARIANT_ADD(cdev_vm_gone, unbound) {
+	.before = "add1",
+	.after = "bind1 attach1 Badd1 detach1",
+};
+
+FIXTURE_VARIANT_ADD(cdev_vm_gone, bound) {
+	.before = "add1 bind1",
+	.after = "attach1 Badd1 detach1 attach1",
+};
+
+FIXTURE_VARIANT_ADD(cdev_vm_gone, attached) {
+	.before = "add1 bind1 attach1",
+	.after = "attach1.2 Badd1 detach1 attach1",
+};
+
+FIXTURE_SETUP(cdev_vm_gone)
+{
+	REQUIRE_IOMMUFD(1);
+	REQUIRE(no_cdev(1));
+	ASSERT_EQ(0, world_open(&self->world, false, 1));
+}
+
+FIXTURE_TEARDOWN(cdev_vm_gone)
+{
+	world_close(&self->world);
+}
+
+/* A bound device holds on to the VM it was bound for, but the file is free. */
+TEST_F(cdev_vm_gone, file_is_free)
+{
+	FOLLOW(&self->world, variant->before, false);
+	vm_close(&self->world.vm[0]);
+	self->world.file[0].owner = -1;
+	ASSERT_EQ(0, vm_open_guest(&self->world.vm[0]));
+	FOLLOW(&self->world, variant->after, false);
+}
+
+/* --- A process killed between any two steps --- */
+
+FIXTURE(cdev_killed) {
+};
+
+FIXTURE_VARIANT(cdev_killed) {
+	const char *steps;
+	bool compat;
+};
+
+FIXTURE_VARIANT_ADD(cdev_killed, after_add) { .steps = "add1" };
+FIXTURE_VARIANT_ADD(cdev_killed, after_bind) { .steps = "add1 bind1" };
+FIXTURE_VARIANT_ADD(cdev_killed, after_attach) { .steps = "add1 bind1 attach1" };
+FIXTURE_VARIANT_ADD(cdev_killed, after_detach) { .steps = "add1 bind1 attach1 detach1" };
+FIXTURE_VARIANT_ADD(cdev_killed, after_close) { .steps = "add1 bind1 attach1 close1" };
+FIXTURE_VARIANT_ADD(cdev_killed, after_getdev) {
+	.steps = "add1 bind1 getdev1",
+	.compat = true,
+};
+
+FIXTURE_SETUP(cdev_killed)
+{
+	REQUIRE_IOMMUFD(1);
+	REQUIRE(no_cdev(1));
+}
+
+FIXTURE_TEARDOWN(cdev_killed)
+{
+}
+
+/* Does the steps, tells what came of them, and waits for its end. */
+static void victim(const char *steps, bool compat, int tell)
+{
+	struct world w;
+	int ret = world_open(&w, compat, 1);
+	struct outcome o;
+	char word[16];
+	struct op op;
+
+	while (!ret && next_word(&steps, word, sizeof(word))) {
+		ret = parse_op(word, &op);
+		if (!ret) {
+			observe(&w, &op, &o);
+			ret = o.result;
+		}
+	}
+	if (write(tell, &ret, sizeof(ret)) == sizeof(ret))
+		pause();
+	_exit(1);
+}
+
+TEST_F(cdev_killed, everything_is_free)
+{
+	int told[2], ret = -1, status;
+	struct world w;
+	pid_t child;
+
+	ASSERT_EQ(0, pipe(told));
+	child = fork();
+	ASSERT_LE(0, child);
+	if (!child)
+		victim(variant->steps, variant->compat, told[1]);
+	ASSERT_EQ(sizeof(ret), (size_t)read(told[0], &ret, sizeof(ret)));
+	EXPECT_EQ(0, ret);
+	kill(child, SIGKILL);
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+
+	ASSERT_EQ(0, world_open(&w, false, 1));
+	FOLLOW(&w, "add1 bind1 attach1 del1", false);
+	world_close(&w);
+}
+
+/* --- A device that is taken away from vfio-pci --- */
+
+FIXTURE(cdev_unplug) {
+	struct world world;
+};
+
+/* The last steps of each give the device back. */
+FIXTURE_VARIANT(cdev_unplug) {
+	const char *before;
+	const char *after;
+	bool compat;
+};
+
+FIXTURE_VARIANT_ADD(cdev_unplug, open) {
+	.before = "add1",
+	.after = "del1 close1",
+};
+
+FIXTURE_VARIANT_ADD(cdev_unplug, bound) {
+	.before = "add1 bind1",
+	.after = "attach1 detach1 del1 close1",
+};
+
+FIXTURE_VARIANT_ADD(cdev_unplug, attached) {
+	.before = "add1 bind1 attach1",
+	.after = "Badd1 add1 detach1 attach1.2 close1 reset",
+};
+
+FIXTURE_VARIANT_ADD(cdev_unplug, untracked) {
+	.before = "bind1 attach1",
+	.after = "add1 detach1 del1 close1",
+};
+
+FIXTURE_VARIANT_ADD(cdev_unplug, kept_by_the_vm) {
+	.before = "add1 bind1 attach1 close1",
+	.after = "reset",
+};
+
+FIXTURE_VARIANT_ADD(cdev_unplug, group) {
+	.before = "add1 bind1 getdev1",
+	.after = "putdev1",
+	.compat = true,
+};
+
+FIXTURE_SETUP(cdev_unplug)
+{
+	REQUIRE_IOMMUFD(1);
+	REQUIRE(no_cdev(1));
+	ASSERT_EQ(0, world_open(&self->world, variant->compat, 1));
+}
+
+FIXTURE_TEARDOWN(cdev_unplug)
+{
+	world_close(&self->world);
+	EXPECT_EQ(0, bind_vfio_pci(host.bdf[0]));
+}
+
+/* VFIO waits until the device is nobody's, and the VM is told all the while. */
+TEST_F(cdev_unplug, waits_and_ends)
+{
+	struct unbinder u = { .bdf = host.bdf[0] };
+	int i;
+
+	FOLLOW(&self->world, variant->before, false);
+	ASSERT_EQ(0, pthread_create(&u.thread, NULL, unbinder_main, &u));
+	sleep_ms(300);
+	EXPECT_FALSE(u.done);
+	EXPECT_EQ(should_be_noncoherent(&self->world, 0), vm_noncoherent(&self->world.vm[0]));
+	FOLLOW(&self->world, variant->after, false);
+	for (i = 0; i < 500 && !u.done; i++)
+		sleep_ms(10);
+	EXPECT_TRUE(u.done);
+	EXPECT_EQ(0, vm_noncoherent(&self->world.vm[0]));
+	if (variant->compat)
+		FOLLOW(&self->world, "add1 del1 close1", false);
+	/* Else a device that is wrongly kept would keep this process, too. */
+	world_close(&self->world);
+	pthread_join(u.thread, NULL);
+	EXPECT_EQ(0, u.ret);
+	ASSERT_EQ(0, bind_vfio_pci(host.bdf[0]));
+	ASSERT_EQ(0, world_open(&self->world, false, 1));
+	FOLLOW(&self->world, "add1 bind1 attach1", false);
+}
+
+/* --- Everything at once --- */
+
+#define STRESS_ROUNDS	200
+
+FIXTURE(cdev_stress) {
+	struct world world;
+};
+
+FIXTURE_SETUP(cdev_stress)
+{
+	REQUIRE_IOMMUFD(2);
+	REQUIRE(no_cdev(2));
+	ASSERT_EQ(0, world_open(&self->world, false, 2));
+}
+
+FIXTURE_TEARDOWN(cdev_stress)
+{
+	world_close(&self->world);
+}
+
+struct stress_job {
+	pthread_t thread;
+	struct world *world;
+	int nr;			/* of the VM or of the file */
+	uint32_t random;
+	atomic_bool *stop;
+	atomic_int *bad;	/* the last result that cannot be right */
+};
+
+/* RET may be 0 or one of the errors, the last of which is 0. */
+static void allow(struct stress_job *job, int ret, const int *errors)
+{
+	while (*errors && ret != *errors)
+		errors++;
+	if (ret != *errors)
+		*job->bad = ret;
+}
+
+/* A closed file's number may be anybody's when it is used: EBADF, EINVAL. */
+static void *stress_track(void *arg)
+{
+	static const int add_errors[] = { -EEXIST, -EBUSY, -EBADF, -EINVAL, 0 };
+	static const int del_errors[] = { -ENOENT, -EBADF, 0 };
+	struct stress_job *job = arg;
+	struct vm *vm = &job->world->vm[job->nr];
+	int i, fd;
+
+	for (i = 0; i < STRESS_ROUNDS; i++) {
+		fd = job->world->file[next_random(&job->random) % 2].fd;
+		if (next_random(&job->random) % 2)
+			allow(job, dev_add(vm->dev, fd), add_errors);
+		else
+			allow(job, dev_del(vm->dev, fd), del_errors);
+		if (next_random(&job->random) % 16)
+			continue;
+		close_fd(&vm->dev);
+		vm->dev = create_device(vm->fd, 0);
+		if (vm->dev < 0)
+			*job->bad = vm->dev;
+	}
+	return NULL;
+}
+
+/* EINVAL: not bound, as while a VM still holds the last, bound file. */
+static void *stress_attach(void *arg)
+{
+	static const int errors[] = { -EINVAL, 0 };
+	struct stress_job *job = arg;
+	struct world *w = job->world;
+	struct file *f = &w->file[job->nr];
+	int i;
+
+	for (i = 0; i < STRESS_ROUNDS; i++) {
+		switch (next_random(&job->random) % 16) {
+		case 0:
+			close_fd(&f->fd);
+			f->fd = cdev_open(job->nr);
+			if (f->fd < 0)
+				*job->bad = f->fd;
+			break;
+		case 1 ... 4:
+			allow(job, cdev_bind(f->fd, w->iommufd), errors);
+			break;
+		case 5 ... 8:
+			allow(job, cdev_detach(f->fd), errors);
+			break;
+		default:
+			allow(job, cdev_attach(f->fd, w->ioas[i % 2]), errors);
+		}
+	}
+	return NULL;
+}
+
+static void *stress_run(void *arg)
+{
+	struct stress_job *job = arg;
+
+	while (!*job->stop)
+		if (vm_wbinvd(&job->world->vm[job->nr]))
+			*job->bad = -EPROTO;
+	return NULL;
+}
+
+TEST_F_TIMEOUT(cdev_stress, ends_as_it_began, 240)
+{
+	void *(*main[])(void *) = {
+		stress_track, stress_track, stress_attach, stress_attach, stress_run, stress_run,
+	};
+	struct world *w = &self->world;
+	atomic_bool stop = false;
+	atomic_int bad = 0;
+	struct stress_job job[6];
+	int i;
+
+	for (i = 0; i < 6; i++) {
+		job[i] = (struct stress_job){
+			.world = w, .nr = i % 2, .random = i, .stop = &stop, .bad = &bad,
+		};
+		ASSERT_EQ(0, pthread_create(&job[i].thread, NULL, main[i], &job[i]));
+	}
+	for (i = 0; i < 6; i++) {
+		if (i == 4)
+			stop = true;
+		pthread_join(job[i].thread, NULL);
+	}
+	EXPECT_EQ(0, bad);
+
+	/* Nothing is left of it. */
+	for (i = 0; i < 2; i++)
+		close_fd(&w->vm[i].dev);
+	for (i = 0; i < 2; i++) {
+		EXPECT_EQ(0, vm_noncoherent(&w->vm[i]));
+		close_fd(&w->file[i].fd);
+	}
+	world_close(w);
+	ASSERT_EQ(0, world_open(w, false, 2));
+	FOLLOW(w, "add1 Badd2 bind1 bind2 attach1 attach2 reset Breset", false);
+}
+
+/* As TEST_HARNESS_MAIN, after a look at the host. */
+int main(int argc, char **argv)
+{
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	find_out();
+	return test_harness_run(argc, argv);
+}
