@@ -11,7 +11,9 @@ MAKEFLAGS += --no-print-directory
 export BASE
 CC := gcc-12
 
-PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so $(O)/vfio_dev_test $(O)/vfio_cdev_test $(O)/nested_test
+PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so out/lab/ept_test \
+	    $(O)/vfio_dev_test $(O)/vfio_cdev_test $(O)/nested_test \
+	    $(O)/vfio_testdev/vfio_testdev.ko
 
 .PHONY: help
 help:
@@ -60,6 +62,14 @@ $(PROGRAMS): | setup
 out/lab/wbinvd_test: lab/wbinvd_test.c lab/wbinvd_phase.c lab/wbinvd_phase.h
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -pthread -o $@ $(filter %.c,$^)
+
+out/lab/ept_test: lab/ept_test.c
+	@mkdir -p $(@D)
+	$(CC) -O2 -Wall -static -pthread -o $@ $<
+
+# The fixture fits Debian's kernel, stock modules and ours alike.
+$(O)/vfio_testdev/vfio_testdev.ko: $(wildcard lab/vfio_testdev/*) | tree
+	@lab/vfio_testdev/build $(BASE)
 
 out/lab/wbinvd.so: lab/plugin/wbinvd.c lab/plugin/qemu-plugin-v1.h
 	@mkdir -p $(@D)

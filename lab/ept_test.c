@@ -223,14 +223,20 @@ static void read_trace(void)
 	}
 }
 
-/* The number of the next event; all before it happened before the call. */
+/* The number of the next event: all before it happened before this call. */
 static int mark(void)
 {
+	int i = event_count;
+
 	must(write(trace_marker, "mark", 4));
-	do
+	for (;;) {
 		read_trace();
-	while (!event_count || events[event_count - 1].kind != MARK);
-	return event_count;
+		/* A vCPU that runs meanwhile may have added events after it. */
+		for (; i < event_count; i++)
+			if (events[i].kind == MARK)
+				return i + 1;
+		usleep(1000);
+	}
 }
 
 static bool maps(const struct event *event, uint64_t gpa)
