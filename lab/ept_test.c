@@ -184,15 +184,16 @@ static void record(const char *line)
 {
 	struct event event = { 0 };
 	unsigned long long gfn, old, new;
-	const char *at;
+	const char *change = strstr(line, "kvm_tdp_mmu_spte_changed: ");
+	const char *set = strstr(line, "kvm_mmu_set_spte: ");
 	int level;
 
-	if ((at = strstr(line, "kvm_tdp_mmu_spte_changed: ")) &&
-	    sscanf(at, "%*s as id %*d gfn %llx level %d old_spte %llx new_spte %llx",
+	if (change &&
+	    sscanf(change, "%*s as id %*d gfn %llx level %d old_spte %llx new_spte %llx",
 		   &gfn, &level, &old, &new) == 4)
 		event = (struct event){ CHANGED, gfn, old, new, level };
-	else if ((at = strstr(line, "kvm_mmu_set_spte: ")) &&
-		 sscanf(at, "%*s gfn %llx spte %llx %*s level %d",
+	else if (set &&
+		 sscanf(set, "%*s gfn %llx spte %llx %*s level %d",
 			&gfn, &new, &level) == 3)
 		event = (struct event){ SET, gfn, 0, new, level };
 	else if (strstr(line, "tracing_mark_write: "))
