@@ -12,9 +12,9 @@
  * of the DMA into it where that state changes, KVM puts its user into it.
  * That way neither of the two has to search for the other.
  */
-#include <linux/export.h>
 #include <linux/file.h>
 #include <linux/fs.h>
+#include <linux/module.h>
 #include <linux/vfio.h>
 #include <linux/vfio_external_user.h>
 
@@ -24,7 +24,7 @@ void vfio_external_slot_init(struct vfio_external_slot *slot)
 {
 	mutex_init(&slot->lock);
 	slot->user = NULL;
-	slot->noncoherent = false;
+	slot->coherency = VFIO_DMA_NONE;
 }
 
 void vfio_external_slot_destroy(struct vfio_external_slot *slot)
@@ -34,10 +34,23 @@ void vfio_external_slot_destroy(struct vfio_external_slot *slot)
 	mutex_destroy(&slot->lock);
 }
 
+/* Tell the user of a slot, if it has one, that its DMA changes to @to. */
+static void vfio_external_slot_tell(struct vfio_external_slot *slot,
+				    enum vfio_dma_coherency from,
+				    enum vfio_dma_coherency to)
+{
+	struct vfio_external_user *user = slot->user;
+
+	lockdep_assert_held(&slot->lock);
+
+	if (user && from != to)
+		user->ops->coherency_changed(user, from, to);
+}
+
 /**
  * vfio_external_slot_update - tell a file's user about the state of its DMA
  * @slot: slot of the file
- * @noncoherent: whether its DMA is non-coherent from now on
+ * @coherency: that state from now on
  *
  * Call this with the lock held that protects the attachment of the file, after
  * attaching it and before its owner can know, or after detaching it.
@@ -46,22 +59,17 @@ void vfio_external_slot_destroy(struct vfio_external_slot *slot)
  * Return: true if that was a change
  */
 bool vfio_external_slot_update(struct vfio_external_slot *slot,
-			       bool noncoherent)
+			       enum vfio_dma_coherency coherency)
 {
-	struct vfio_external_user *user;
-	bool changed;
+	enum vfio_dma_coherency old;
 
 	mutex_lock(&slot->lock);
-	changed = slot->noncoherent != noncoherent;
-	if (changed) {
-		slot->noncoherent = noncoherent;
-		user = slot->user;
-		if (user)
-			user->ops->coherency_changed(user, noncoherent);
-	}
+	old = slot->coherency;
+	slot->coherency = coherency;
+	vfio_external_slot_tell(slot, old, coherency);
 	mutex_unlock(&slot->lock);
 
-	return changed;
+	return old != coherency;
 }
 
 /**
@@ -70,8 +78,8 @@ bool vfio_external_slot_update(struct vfio_external_slot *slot,
  * @file: the file
  *
  * Takes a reference to @file and makes its VM known to the VFIO drivers that
- * open a device of it later.  If the file's DMA is non-coherent, @user has
- * heard so when this returns.
+ * open a device of it later.  If the file is attached to an IOMMU domain, @user
+ * has heard so when this returns.
  *
  * Context: may sleep; takes VFIO's group lock and the slot's lock.  The caller
  *	must hold neither kvm->lock nor anything coherency_changed() takes.
@@ -96,8 +104,7 @@ static int vfio_external_user_get(struct vfio_external_user *user,
 	user->file = get_file(file);
 	user->slot = slot;
 	slot->user = user;
-	if (slot->noncoherent)
-		user->ops->coherency_changed(user, true);
+	vfio_external_slot_tell(slot, VFIO_DMA_NONE, slot->coherency);
 out_unlock:
 	mutex_unlock(&slot->lock);
 
@@ -115,8 +122,8 @@ out_unlock:
  * vfio_external_user_put - stop tracking a VFIO file
  * @user: a user that vfio_external_user_get() succeeded for
  *
- * The user hears for the last time, that its DMA is coherent, if the last it
- * had heard was that it is not.  Then the reference to the file is dropped.
+ * The user hears for the last time, that its file does no DMA, if the last it
+ * had heard was that it does.  Then the reference to the file is dropped.
  *
  * Context: as vfio_external_user_get()
  */
@@ -129,9 +136,8 @@ static void vfio_external_user_put(struct vfio_external_user *user)
 	vfio_file_set_kvm(file, NULL);
 
 	mutex_lock(&slot->lock);
+	vfio_external_slot_tell(slot, slot->coherency, VFIO_DMA_NONE);
 	slot->user = NULL;
-	if (slot->noncoherent)
-		user->ops->coherency_changed(user, false);
 	mutex_unlock(&slot->lock);
 
 	fput(file);
@@ -166,6 +172,7 @@ static struct vfio_external_user *vfio_external_user_find(struct file *file,
 }
 
 const struct vfio_external_user_api vfio_external_user_api = {
+	.owner = THIS_MODULE,
 	.get = vfio_external_user_get,
 	.put = vfio_external_user_put,
 	.find = vfio_external_user_find,

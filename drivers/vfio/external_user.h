@@ -7,9 +7,9 @@
 
 #include <linux/mutex.h>
 #include <linux/types.h>
+#include <linux/vfio_external_user.h>
 
 struct file;
-struct vfio_external_user;
 
 /**
  * struct vfio_external_slot - where a VFIO file's one external user registers
@@ -17,9 +17,9 @@ struct vfio_external_user;
  *	that a user hears of changes in the order in which they happen and of
  *	none after it has left.  Taken inside VFIO's group and container locks.
  * @user: the user, NULL when nobody tracks the file
- * @noncoherent: whether the file's DMA is non-coherent right now.  Kept up to
- *	date whether or not there is a user, so that a new one need not take
- *	VFIO's locks to learn it.
+ * @coherency: of the file's DMA, right now.  Kept up to date whether or not
+ *	there is a user, so that a new one need not take VFIO's locks to learn
+ *	it.
  *
  * Embedded in the object that a VFIO file stands for.  The file, which the
  * user holds a reference to, keeps that object alive.
@@ -27,7 +27,7 @@ struct vfio_external_user;
 struct vfio_external_slot {
 	struct mutex lock;
 	struct vfio_external_user *user;
-	bool noncoherent;
+	enum vfio_dma_coherency coherency;
 };
 
 /*
@@ -44,7 +44,15 @@ struct vfio_external_slot {
 void vfio_external_slot_init(struct vfio_external_slot *slot);
 void vfio_external_slot_destroy(struct vfio_external_slot *slot);
 bool vfio_external_slot_update(struct vfio_external_slot *slot,
-			       bool noncoherent);
+			       enum vfio_dma_coherency coherency);
+
+static inline enum vfio_dma_coherency vfio_dma_coherency(bool attached,
+							 bool enforced)
+{
+	if (!attached)
+		return VFIO_DMA_NONE;
+	return enforced ? VFIO_DMA_COHERENT : VFIO_DMA_NONCOHERENT;
+}
 
 /* Where @file's user registers, or NULL if @file is not of VFIO */
 struct vfio_external_slot *vfio_file_external_slot(struct file *file);

@@ -5,7 +5,7 @@
  * An external user is somebody outside VFIO (KVM) whose behaviour depends on
  * what the IOMMU does with the DMA of a VFIO file.  It holds on to the file,
  * tells the VFIO drivers behind it which VM it belongs to, and is told each
- * time the DMA of the file becomes non-coherent or coherent again.
+ * time the coherency of the file's DMA changes.
  *
  * Nothing here is called directly: KVM must load, and do everything else,
  * without VFIO.  It gets hold of vfio_external_user_api with symbol_get() and
@@ -29,23 +29,36 @@
 struct file;
 struct iommu_group;
 struct kvm;
+struct module;
 struct vfio_external_slot;
 struct vfio_external_user;
 
 /**
+ * enum vfio_dma_coherency - what the IOMMU does with the DMA of a VFIO file
+ * @VFIO_DMA_NONE: the file is attached to no IOMMU domain, so it does no DMA
+ *	and counts as coherent
+ * @VFIO_DMA_COHERENT: its IOMMU domain enforces cache coherency
+ * @VFIO_DMA_NONCOHERENT: its IOMMU domain does not
+ */
+enum vfio_dma_coherency {
+	VFIO_DMA_NONE,
+	VFIO_DMA_COHERENT,
+	VFIO_DMA_NONCOHERENT,
+};
+
+/**
  * struct vfio_external_user_ops - what an external user is told
- * @coherency_changed: the DMA of the user's file became non-coherent
- *	(@noncoherent) or coherent again.  DMA is non-coherent while the file
- *	is attached to an IOMMU domain that does not enforce cache coherency;
- *	a file attached to nothing does no DMA and counts as coherent.  Calls
- *	for one user alternate, beginning with true, and do not overlap.  The
- *	system call that causes the change does not return before the callback
- *	does.  Called in process context with VFIO's locks held, see the lock
- *	order above.
+ * @coherency_changed: the coherency of the DMA of the user's file changed from
+ *	@from to @to, which are never the same.  A user begins and ends with
+ *	VFIO_DMA_NONE.  Calls for one user do not overlap.  The system call
+ *	that causes the change does not return before the callback does.
+ *	Called in process context with VFIO's locks held, see the lock order
+ *	above.
  */
 struct vfio_external_user_ops {
 	void (*coherency_changed)(struct vfio_external_user *user,
-				  bool noncoherent);
+				  enum vfio_dma_coherency from,
+				  enum vfio_dma_coherency to);
 };
 
 /**
@@ -67,6 +80,7 @@ struct vfio_external_user {
 
 /**
  * struct vfio_external_user_api - the way into vfio.ko
+ * @owner: vfio.ko, for module_put() in place of symbol_put()
  * @get: vfio_external_user_get()
  * @put: vfio_external_user_put()
  * @find: vfio_external_user_find()
@@ -76,6 +90,7 @@ struct vfio_external_user {
  * costs most.
  */
 struct vfio_external_user_api {
+	struct module *owner;
 	int (*get)(struct vfio_external_user *user, struct file *file);
 	void (*put)(struct vfio_external_user *user);
 	struct vfio_external_user *(*find)(struct file *file, struct kvm *kvm);

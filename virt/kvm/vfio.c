@@ -26,6 +26,7 @@
 #include <linux/list.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/vfio_external_user.h>
@@ -41,13 +42,14 @@
 /**
  * struct kvm_vfio - the device of one VM
  * @kvm: the VM, which outlives the device
- * @files_lock: protects @files and @vfio and serialises all that user space
- *	does with the device
+ * @files_lock: protects @files, @nr_files and @vfio and serialises all that
+ *	user space does with the device
  * @files: the tracked files, struct kvm_vfio_file
+ * @nr_files: how many there are
  * @vfio: the way into vfio.ko.  A reference to it is held while @files is not
  *	empty, so that it is looked up by name once and not for every call.
- * @coherency_lock: protects @noncoherent_files and keeps what follows from it
- *	in order
+ * @coherency_lock: protects @noncoherent_files and each file's coherency, and
+ *	keeps what follows from them in order
  * @noncoherent_files: how many of @files do non-coherent DMA.  The VM is
  *	registered with the architecture while this is not zero.
  */
@@ -56,6 +58,7 @@ struct kvm_vfio {
 
 	struct mutex files_lock;
 	struct list_head files;
+	unsigned int nr_files;
 	const struct vfio_external_user_api *vfio;
 
 	struct mutex coherency_lock;
@@ -67,6 +70,8 @@ struct kvm_vfio {
  * @user: what VFIO knows of it
  * @kv: the device that tracks it
  * @node: in &kvm_vfio.files
+ * @coherency: of the file's DMA, as VFIO told it last.  Protected by
+ *	&kvm_vfio.coherency_lock.
  * @iommu_group: the group a TCE table was attached to, referenced; NULL if
  *	there is none.  Protected by &kvm_vfio.files_lock.
  */
@@ -74,6 +79,7 @@ struct kvm_vfio_file {
 	struct vfio_external_user user;
 	struct kvm_vfio *kv;
 	struct list_head node;
+	enum vfio_dma_coherency coherency;
 #ifdef CONFIG_SPAPR_TCE_IOMMU
 	struct iommu_group *iommu_group;
 #endif
@@ -84,21 +90,24 @@ struct kvm_vfio_file {
  * the VM does afterwards is based on the old state.
  */
 static void kvm_vfio_coherency_changed(struct vfio_external_user *user,
-				       bool noncoherent)
+				       enum vfio_dma_coherency from,
+				       enum vfio_dma_coherency to)
 {
 	struct kvm_vfio_file *kvf =
 		container_of(user, struct kvm_vfio_file, user);
 	struct kvm_vfio *kv = kvf->kv;
 
 	mutex_lock(&kv->coherency_lock);
-	if (noncoherent) {
+	kvf->coherency = to;
+	if (to == VFIO_DMA_NONCOHERENT) {
 		if (!kv->noncoherent_files++)
 			kvm_arch_register_noncoherent_dma(kv->kvm);
-	} else {
+	} else if (from == VFIO_DMA_NONCOHERENT) {
 		if (!--kv->noncoherent_files)
 			kvm_arch_unregister_noncoherent_dma(kv->kvm);
 	}
-	trace_kvm_vfio_coherency(kv->kvm, noncoherent, kv->noncoherent_files);
+	trace_kvm_vfio_coherency(kv->kvm, user->file, to,
+				 kv->noncoherent_files);
 	mutex_unlock(&kv->coherency_lock);
 }
 
@@ -121,7 +130,8 @@ static void kvm_vfio_put_api_if_unused(struct kvm_vfio *kv)
 	lockdep_assert_held(&kv->files_lock);
 
 	if (kv->vfio && list_empty(&kv->files)) {
-		symbol_put(vfio_external_user_api);
+		/* As symbol_put() would, which searches for the name again */
+		module_put(kv->vfio->owner);
 		kv->vfio = NULL;
 	}
 }
@@ -238,6 +248,7 @@ static int kvm_vfio_add_file(struct kvm_vfio *kv, struct file *file)
 		goto err_put_api;
 
 	list_add_tail(&kvf->node, &kv->files);
+	kv->nr_files++;
 	kvm_arch_start_assignment(kv->kvm);
 	return 0;
 
@@ -255,6 +266,7 @@ static void kvm_vfio_release_file(struct kvm_vfio_file *kvf)
 	lockdep_assert_held(&kv->files_lock);
 
 	list_del(&kvf->node);
+	kv->nr_files--;
 	kvm_vfio_detach_tce_table(kvf);
 	kv->vfio->put(&kvf->user);
 	kvm_arch_end_assignment(kv->kvm);
@@ -295,25 +307,128 @@ static int kvm_vfio_set_file(struct kvm_vfio *kv, u64 attr, s32 __user *arg)
 		ret = kvm_vfio_add_file(kv, file);
 	else
 		ret = kvm_vfio_del_file(kv, file);
+	trace_kvm_vfio_file(kv->kvm, attr == KVM_DEV_VFIO_FILE_ADD, fd, file,
+			    ret);
 	mutex_unlock(&kv->files_lock);
 
-	trace_kvm_vfio_file(kv->kvm, attr == KVM_DEV_VFIO_FILE_ADD, fd, ret);
 	fput(file);
 	return ret;
+}
+
+/* The same numbers inside and outside */
+static_assert(VFIO_DMA_NONE == KVM_VFIO_FILE_NOT_ATTACHED);
+static_assert(VFIO_DMA_COHERENT == KVM_VFIO_FILE_ENFORCED);
+static_assert(VFIO_DMA_NONCOHERENT == KVM_VFIO_FILE_NOT_ENFORCED);
+
+/* No holes: what is copied to user space is all written. */
+static_assert(sizeof(struct kvm_vfio_vm_state) == 16);
+static_assert(sizeof(struct kvm_vfio_file_state) == 8);
+
+static int kvm_vfio_get_vm_state(struct kvm_vfio *kv, void __user *arg)
+{
+	struct kvm_vfio_vm_state state = {};
+
+	mutex_lock(&kv->files_lock);
+	mutex_lock(&kv->coherency_lock);
+	state.noncoherent = !!kvm_arch_has_noncoherent_dma(kv->kvm);
+	state.files = kv->nr_files;
+	state.noncoherent_files = kv->noncoherent_files;
+	mutex_unlock(&kv->coherency_lock);
+	mutex_unlock(&kv->files_lock);
+
+	return copy_to_user(arg, &state, sizeof(state)) ? -EFAULT : 0;
+}
+
+static int kvm_vfio_get_file_state(struct kvm_vfio *kv, void __user *arg)
+{
+	struct kvm_vfio_file_state state;
+	struct kvm_vfio_file *kvf;
+	struct file *file;
+
+	if (copy_from_user(&state, arg, sizeof(state)))
+		return -EFAULT;
+
+	file = fget(state.fd);
+	if (!file)
+		return -EBADF;
+
+	mutex_lock(&kv->files_lock);
+	kvf = kvm_vfio_find_file(kv, file);
+	if (kvf) {
+		mutex_lock(&kv->coherency_lock);
+		state.coherency = kvf->coherency;
+		mutex_unlock(&kv->coherency_lock);
+	}
+	mutex_unlock(&kv->files_lock);
+
+	fput(file);
+	if (!kvf)
+		return -ENOENT;
+	return copy_to_user(arg, &state, sizeof(state)) ? -EFAULT : 0;
+}
+
+static void kvm_vfio_show_fdinfo(struct kvm_device *dev, struct seq_file *m)
+{
+	static const char * const coherency[] = {
+		[VFIO_DMA_NONE] = "not-attached",
+		[VFIO_DMA_COHERENT] = "enforced",
+		[VFIO_DMA_NONCOHERENT] = "not-enforced",
+	};
+	struct kvm_vfio *kv = dev->private;
+	struct kvm_vfio_file *kvf;
+
+	mutex_lock(&kv->files_lock);
+	mutex_lock(&kv->coherency_lock);
+	seq_printf(m, "noncoherent:\t%d\n",
+		   !!kvm_arch_has_noncoherent_dma(kv->kvm));
+	seq_printf(m, "files:\t%u\n", kv->nr_files);
+	seq_printf(m, "noncoherent_files:\t%u\n", kv->noncoherent_files);
+	list_for_each_entry(kvf, &kv->files, node) {
+		seq_puts(m, "file:\t");
+		seq_file_path(m, kvf->user.file, " \t\n\\");
+		seq_printf(m, " %s\n", coherency[kvf->coherency]);
+	}
+	mutex_unlock(&kv->coherency_lock);
+	mutex_unlock(&kv->files_lock);
 }
 
 static int kvm_vfio_has_attr(struct kvm_device *dev,
 			     struct kvm_device_attr *attr)
 {
-	if (attr->group != KVM_DEV_VFIO_FILE)
+	switch (attr->group) {
+	case KVM_DEV_VFIO_FILE:
+		switch (attr->attr) {
+		case KVM_DEV_VFIO_FILE_ADD:
+		case KVM_DEV_VFIO_FILE_DEL:
+			return 0;
+		case KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE:
+			return IS_ENABLED(CONFIG_SPAPR_TCE_IOMMU) ? 0 : -ENXIO;
+		}
+		break;
+	case KVM_DEV_VFIO_STATE:
+		switch (attr->attr) {
+		case KVM_DEV_VFIO_STATE_VM:
+		case KVM_DEV_VFIO_STATE_FILE:
+			return 0;
+		}
+		break;
+	}
+	return -ENXIO;
+}
+
+static int kvm_vfio_get_attr(struct kvm_device *dev,
+			     struct kvm_device_attr *attr)
+{
+	struct kvm_vfio *kv = dev->private;
+
+	if (attr->group != KVM_DEV_VFIO_STATE)
 		return -ENXIO;
 
 	switch (attr->attr) {
-	case KVM_DEV_VFIO_FILE_ADD:
-	case KVM_DEV_VFIO_FILE_DEL:
-		return 0;
-	case KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE:
-		return IS_ENABLED(CONFIG_SPAPR_TCE_IOMMU) ? 0 : -ENXIO;
+	case KVM_DEV_VFIO_STATE_VM:
+		return kvm_vfio_get_vm_state(kv, u64_to_user_ptr(attr->addr));
+	case KVM_DEV_VFIO_STATE_FILE:
+		return kvm_vfio_get_file_state(kv, u64_to_user_ptr(attr->addr));
 	default:
 		return -ENXIO;
 	}
@@ -400,6 +515,8 @@ const struct kvm_device_ops kvm_vfio_ops = {
 	.create = kvm_vfio_create,
 	.close = kvm_vfio_close,
 	.release = kvm_vfio_release,
+	.show_fdinfo = kvm_vfio_show_fdinfo,
 	.set_attr = kvm_vfio_set_attr,
+	.get_attr = kvm_vfio_get_attr,
 	.has_attr = kvm_vfio_has_attr,
 };

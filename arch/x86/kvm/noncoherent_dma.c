@@ -26,6 +26,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/cpumask.h>
+#include <linux/ktime.h>
 #include <linux/kvm_host.h>
 #include <linux/smp.h>
 
@@ -37,9 +38,40 @@
 #include "noncoherent_dma.h"
 #include "x86.h"
 
-static void wbinvd_ipi(void *unused)
+#define CREATE_TRACE_POINTS
+#include "noncoherent_dma_trace.h"
+
+/**
+ * struct kvm_flush - CPUs write their caches back
+ * @kvm: the VM that owes it, if it is the CPUs of all its vCPUs
+ * @cpus: how many did
+ */
+struct kvm_flush {
+	struct kvm *kvm;
+	atomic_t cpus;
+};
+
+/* Not inlined where it is called directly: a probe here sees every flush. */
+static noinline void wbinvd_ipi(void *data)
 {
+	struct kvm_flush *flush = data;
+
 	wbinvd();
+	atomic_inc(&flush->cpus);
+}
+
+/*
+ * The CPUs in the vCPU's mask write their caches back, then it is empty.
+ * Returns how many CPUs that were; one that is offline did it when it went.
+ */
+static unsigned int kvm_flush_dirty_cpus(struct kvm_vcpu *vcpu)
+{
+	struct cpumask *dirty = vcpu->arch.wbinvd_dirty_mask;
+	struct kvm_flush flush = {};
+
+	on_each_cpu_mask(dirty, wbinvd_ipi, &flush, true);
+	cpumask_clear(dirty);
+	return atomic_read(&flush.cpus);
 }
 
 /*
@@ -48,14 +80,11 @@ static void wbinvd_ipi(void *unused)
  */
 static void kvm_wbinvd_left_cpus(struct kvm_vcpu *vcpu, int cpu)
 {
-	struct cpumask *dirty = vcpu->arch.wbinvd_dirty_mask;
-
 	if (!kvm_arch_has_noncoherent_dma(vcpu->kvm))
 		return;
 
-	cpumask_clear_cpu(cpu, dirty);
-	on_each_cpu_mask(dirty, wbinvd_ipi, NULL, true);
-	cpumask_clear(dirty);
+	cpumask_clear_cpu(cpu, vcpu->arch.wbinvd_dirty_mask);
+	vcpu->stat.wbinvd_ipis += kvm_flush_dirty_cpus(vcpu);
 }
 
 /**
@@ -74,21 +103,19 @@ void kvm_wbinvd_vcpu_moved(struct kvm_vcpu *vcpu, int cpu)
 }
 
 /**
- * kvm_wbinvd - do what the guest's WBINVD has to do
- * @vcpu: the vCPU that executed it, loaded
+ * kvm_wbinvd_noncoherent - execute the guest's WBINVD
+ * @vcpu: the vCPU that executed it, loaded, of a VM that is not coherent
  *
- * Nothing while the VM is coherent.  Otherwise every CPU that may hold dirty
- * lines of @vcpu writes its caches back.
+ * Every CPU that may hold dirty lines of @vcpu writes its caches back.
  *
  * Context: process context, preemption and interrupts enabled
  */
-void kvm_wbinvd(struct kvm_vcpu *vcpu)
+void kvm_wbinvd_noncoherent(struct kvm_vcpu *vcpu)
 {
 	struct cpumask *dirty = vcpu->arch.wbinvd_dirty_mask;
+	struct kvm_flush flush = {};
+	unsigned int cpus = 1;
 	int cpu;
-
-	if (!kvm_arch_has_noncoherent_dma(vcpu->kvm))
-		return;
 
 	/*
 	 * No preemption from the flush until the mask says that only this CPU
@@ -96,19 +123,32 @@ void kvm_wbinvd(struct kvm_vcpu *vcpu)
 	 * one in between would be forgotten.
 	 */
 	cpu = get_cpu();
-	on_each_cpu_mask(dirty, wbinvd_ipi, NULL, true);
-	cpumask_clear(dirty);
-	__cpumask_set_cpu(cpu, dirty);
+	if (cpumask_any_but(dirty, cpu) >= nr_cpu_ids) {
+		wbinvd_ipi(&flush);
+	} else {
+		cpus = kvm_flush_dirty_cpus(vcpu);
+		vcpu->stat.wbinvd_ipis += cpus - 1;
+		__cpumask_set_cpu(cpu, dirty);
+	}
 	put_cpu();
+
+	vcpu->stat.wbinvd_flushes++;
+	trace_kvm_wbinvd(vcpu, cpus);
+}
+
+/* For the inline function, which may not have the tracepoint itself */
+void kvm_wbinvd_trace_skipped(struct kvm_vcpu *vcpu)
+{
+	trace_kvm_wbinvd(vcpu, 0);
 }
 
 static bool kvm_vcpus_dirtied_cpu(int cpu, void *data)
 {
-	struct kvm *kvm = data;
+	struct kvm_flush *flush = data;
 	struct kvm_vcpu *vcpu;
 	unsigned long i;
 
-	kvm_for_each_vcpu(i, vcpu, kvm) {
+	kvm_for_each_vcpu(i, vcpu, flush->kvm) {
 		if (cpumask_test_cpu(cpu, vcpu->arch.wbinvd_dirty_mask))
 			return true;
 	}
@@ -131,8 +171,23 @@ static bool kvm_memtypes_depend_on_dma(struct kvm *kvm)
 
 static void kvm_zap_memtypes(struct kvm *kvm)
 {
-	if (kvm_memtypes_depend_on_dma(kvm))
-		kvm_zap_gfn_range(kvm, 0, ~0ULL);
+	struct kvm_noncoherent_dma_stat *stat = &kvm->noncoherent_dma_stat;
+	ktime_t start;
+
+	if (!kvm_memtypes_depend_on_dma(kvm))
+		return;
+
+	start = ktime_get();
+	/*
+	 * Page faults that have chosen a level but hold no lock yet.  Not on
+	 * the way back: all levels are right then, if small.
+	 */
+	if (kvm_arch_has_noncoherent_dma(kvm))
+		synchronize_srcu_expedited(&kvm->srcu);
+	kvm_zap_gfn_range(kvm, 0, ~0ULL);
+
+	stat->zaps++;
+	stat->zap_ns += ktime_to_ns(ktime_sub(ktime_get(), start));
 }
 
 /**
@@ -151,21 +206,22 @@ static void kvm_zap_memtypes(struct kvm *kvm)
  */
 void kvm_arch_register_noncoherent_dma(struct kvm *kvm)
 {
+	struct kvm_flush owed = { .kvm = kvm };
+
 	if (atomic_inc_return(&kvm->arch.noncoherent_dma_count) != 1)
 		return;
+
+	kvm->noncoherent_dma_stat.changes++;
 
 	/* A vCPU that is created from now on finds the VM non-coherent. */
 	if (!atomic_read(&kvm->online_vcpus))
 		return;
 
-	if (kvm_memtypes_depend_on_dma(kvm)) {
-		/* Page faults that have chosen a level but hold no lock yet */
-		synchronize_srcu_expedited(&kvm->srcu);
-		kvm_zap_memtypes(kvm);
-	}
+	kvm_zap_memtypes(kvm);
 
 	/* Last, when no vCPU dirties lines through an old mapping any more. */
-	on_each_cpu_cond(kvm_vcpus_dirtied_cpu, wbinvd_ipi, kvm, true);
+	on_each_cpu_cond(kvm_vcpus_dirtied_cpu, wbinvd_ipi, &owed, true);
+	kvm->noncoherent_dma_stat.flushes += atomic_read(&owed.cpus);
 }
 
 /**
@@ -179,6 +235,9 @@ void kvm_arch_register_noncoherent_dma(struct kvm *kvm)
  */
 void kvm_arch_unregister_noncoherent_dma(struct kvm *kvm)
 {
-	if (atomic_dec_and_test(&kvm->arch.noncoherent_dma_count))
-		kvm_zap_memtypes(kvm);
+	if (!atomic_dec_and_test(&kvm->arch.noncoherent_dma_count))
+		return;
+
+	kvm->noncoherent_dma_stat.changes++;
+	kvm_zap_memtypes(kvm);
 }

@@ -3,9 +3,14 @@
 #define __KVM_X86_NONCOHERENT_DMA_H
 
 #include <linux/kvm_host.h>
+#include <linux/tracepoint-defs.h>
+
+DECLARE_TRACEPOINT(kvm_wbinvd);
 
 void kvm_wbinvd_vcpu_moved(struct kvm_vcpu *vcpu, int cpu);
-void kvm_wbinvd(struct kvm_vcpu *vcpu);
+void kvm_wbinvd_noncoherent(struct kvm_vcpu *vcpu);
+void kvm_wbinvd_trace_skipped(struct kvm_vcpu *vcpu);
+void kvm_noncoherent_dma_create_vm_debugfs(struct kvm *kvm);
 
 /*
  * Keep vcpu->arch.wbinvd_dirty_mask, the set of CPUs whose caches may hold
@@ -17,6 +22,21 @@ static inline void kvm_wbinvd_vcpu_load(struct kvm_vcpu *vcpu, int cpu)
 {
 	if (unlikely(vcpu->cpu != cpu))
 		kvm_wbinvd_vcpu_moved(vcpu, cpu);
+}
+
+/**
+ * kvm_wbinvd - do what the guest's WBINVD has to do
+ * @vcpu: the vCPU that executed it, loaded
+ *
+ * Nothing while the VM is coherent.
+ */
+static inline void kvm_wbinvd(struct kvm_vcpu *vcpu)
+{
+	vcpu->stat.wbinvd_exits++;
+	if (kvm_arch_has_noncoherent_dma(vcpu->kvm))
+		kvm_wbinvd_noncoherent(vcpu);
+	else if (tracepoint_enabled(kvm_wbinvd))
+		kvm_wbinvd_trace_skipped(vcpu);
 }
 
 #endif /* __KVM_X86_NONCOHERENT_DMA_H */
