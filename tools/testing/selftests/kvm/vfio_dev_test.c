@@ -14,11 +14,14 @@
  *	IOMMU domain that does not enforce coherency; the change is made, and
  *	the caches are written back, before the system call that caused it
  *	returns
+ *   state, stats
+ *	what the device says of itself, and that it says the truth
  *   unbind, stress, module
  *	devices that go away, everything at once, and vfio.ko coming and going
  *
- * Nothing of the ABI tells whether a VM is non-coherent.  What it does is
- * visible, though: only in a non-coherent VM does the guest's WBINVD execute
+ * Nothing of the common ABI tells whether a VM is non-coherent, and what the
+ * device says of itself is to be tested itself.  What it does is visible, though:
+ * only in a non-coherent VM does the guest's WBINVD execute
  * wbinvd_ipi() of kvm.ko on a CPU.  So the tests let a guest execute WBINVD and
  * count the hits of a kprobe there, CPU by CPU, with perf_event_open(2).  The
  * IOMMU's part of the truth comes from VFIO_DMA_CC_IOMMU of an attached
@@ -2041,6 +2044,50 @@ TEST_F(coherency, flush_is_paid)
 	}
 }
 
+/* What the device says agrees with the model, and all its ways to say it do. */
+static bool state_agrees(struct world *w, int vm)
+{
+	int dev = w->vm[vm].dev, i, files = 0, noncoherent = 0, expected;
+	struct kvm_vfio_vm_state state;
+
+	for (i = 0; i < 2; i++) {
+		files += w->owner[i] == vm;
+		if (w->owner[i] != vm)
+			expected = -ENOENT;
+		else if (!is_attached(w, i))
+			expected = KVM_VFIO_FILE_NOT_ATTACHED;
+		else
+			expected = host.noncoherent ? KVM_VFIO_FILE_NOT_ENFORCED :
+				KVM_VFIO_FILE_ENFORCED;
+		noncoherent += expected == KVM_VFIO_FILE_NOT_ENFORCED;
+		if (w->group[i] >= 0 && get_file_state(dev, w->group[i]) != expected)
+			return false;
+	}
+	return !get_vm_state(dev, &state) && state.files == (uint32_t)files &&
+		state.noncoherent_files == (uint32_t)noncoherent &&
+		state.noncoherent == !!noncoherent && !state.pad &&
+		fdinfo_number(dev, "noncoherent") == !!noncoherent &&
+		fdinfo_number(dev, "files") == files &&
+		fdinfo_number(dev, "noncoherent_files") == noncoherent;
+}
+
+TEST_F(coherency, state_agrees)
+{
+	const char *rest = variant->steps;
+	int i, expected;
+	char word[16];
+	struct op op;
+
+	REQUIRE(no_state(&self->world.vm[0]));
+	while (next_word(&rest, word, sizeof(word))) {
+		ASSERT_EQ(0, parse_op(word, &op));
+		do_op(&self->world, &op, &expected);
+		for (i = 0; i < 2; i++)
+			EXPECT_TRUE(state_agrees(&self->world, i))
+				TH_LOG("VM %c after %s in \"%s\"", 'A' + i, word, variant->steps);
+	}
+}
+
 /* --- A random walk through all of that --- */
 
 FIXTURE(walk) {
@@ -2112,6 +2159,25 @@ TEST_F_TIMEOUT(walk, flush, 120)
 		print_op(&op, text, sizeof(text));
 		ASSERT_EQ(o.flush_owed, o.flushed)
 			TH_LOG("during step %d, %s", i, text);
+	}
+}
+
+TEST_F_TIMEOUT(walk, state, 120)
+{
+	const char *seed = getenv("VFIO_DEV_TEST_SEED");
+	uint32_t state = seed ? atoi(seed) : 3;
+	int i, ret, expected;
+	char text[32];
+	struct op op;
+
+	REQUIRE(no_state(&self->world.vm[0]));
+	for (i = 0; i < 2 * WALK_STEPS; i++) {
+		random_op(&state, &op);
+		print_op(&op, text, sizeof(text));
+		ret = do_op(&self->world, &op, &expected);
+		ASSERT_EQ(expected, ret);
+		ASSERT_TRUE(state_agrees(&self->world, 0) && state_agrees(&self->world, 1))
+			TH_LOG("after step %d, %s", i, text);
 	}
 }
 
@@ -2234,6 +2300,20 @@ TEST_F(wbinvd, of_a_vcpu_that_wrote_elsewhere)
 	vm_close(&vm);
 }
 
+/* Wait until the vCPU, which runs, has left its guest @n times more. */
+static bool exits_follow(struct vm *vm, long n)
+{
+	long goal = debugfs_stat(vm, "exits") + n;
+	int i;
+
+	for (i = 0; i < 60000; i++) {
+		if (debugfs_stat(vm, "exits") >= goal)
+			return true;
+		sleep_ms(1);
+	}
+	return false;
+}
+
 /* A guest that does nothing else sees the change at once. */
 TEST_F(wbinvd, of_a_running_vcpu)
 {
@@ -2243,6 +2323,8 @@ TEST_F(wbinvd, of_a_running_vcpu)
 	int i;
 
 	REQUIRE(no_cpus(2));
+	if (access("/sys/kernel/debug/kvm", F_OK))
+		REQUIRE("debugfs is not mounted");
 	ASSERT_EQ(0, vm_open(&vm));
 	ASSERT_EQ(0, vm_add_vcpu(&vm, guest_wbinvd, sizeof(guest_wbinvd)));
 	ASSERT_EQ(0, dev_add(vm.dev, self->fd));
@@ -2251,17 +2333,464 @@ TEST_F(wbinvd, of_a_running_vcpu)
 	for (i = 0; i < 3; i++) {
 		EXPECT_EQ(0, group_attach(self->fd));
 		before = hits();
-		sleep_ms(50);
+		EXPECT_TRUE(exits_follow(&vm, 100));
 		EXPECT_EQ(host.noncoherent, hits() > before);
 		EXPECT_EQ(0, group_leave(self->fd));
 		/* The instruction it was in may still have been under way. */
-		sleep_ms(20);
+		EXPECT_TRUE(exits_follow(&vm, 10));
 		before = hits();
-		sleep_ms(50);
+		EXPECT_TRUE(exits_follow(&vm, 100));
 		EXPECT_EQ(before, hits());
 	}
 	EXPECT_EQ(0, runner_stop(&r));
 	vm_close(&vm);
+}
+
+/* --- What the device says of itself --- */
+
+FIXTURE(state) {
+	struct vm vm;
+	int fd;
+};
+
+FIXTURE_SETUP(state)
+{
+	REQUIRE(host.no_kvm);
+	REQUIRE(no_groups(1));
+	ASSERT_EQ(0, vm_open(&self->vm));
+	REQUIRE(no_state(&self->vm));
+	self->fd = need_group(0);
+	ASSERT_LE(0, self->fd);
+}
+
+FIXTURE_TEARDOWN(state)
+{
+	vm_close(&self->vm);
+}
+
+TEST_F(state, has)
+{
+	EXPECT_EQ(0, has_attr(self->vm.dev, KVM_DEV_VFIO_STATE, KVM_DEV_VFIO_STATE_VM));
+	EXPECT_EQ(0, has_attr(self->vm.dev, KVM_DEV_VFIO_STATE, KVM_DEV_VFIO_STATE_FILE));
+}
+
+TEST_F(state, unknown_is_enxio)
+{
+	static const uint64_t unknown[] = {
+		0, 3, ~0ULL, 1ULL << 32 | KVM_DEV_VFIO_STATE_VM,
+		1ULL << 32 | KVM_DEV_VFIO_STATE_FILE,
+	};
+	uint64_t buf[4] = { 0 };
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(unknown); i++) {
+		EXPECT_EQ(-ENXIO, has_attr(self->vm.dev, KVM_DEV_VFIO_STATE, unknown[i]));
+		EXPECT_EQ(-ENXIO, get_attr(self->vm.dev, KVM_DEV_VFIO_STATE, unknown[i], buf));
+		EXPECT_EQ(-ENXIO, set_attr(self->vm.dev, KVM_DEV_VFIO_STATE, unknown[i], buf));
+	}
+	EXPECT_EQ(-ENXIO, get_attr(self->vm.dev, KVM_DEV_VFIO_STATE + 1,
+				   KVM_DEV_VFIO_STATE_VM, buf));
+	EXPECT_EQ(0, buf[0] | buf[1] | buf[2] | buf[3]);
+}
+
+TEST_F(state, read_only)
+{
+	struct kvm_vfio_file_state file = { .fd = self->fd };
+	struct kvm_vfio_vm_state vm = { .noncoherent = 1, .files = 1 };
+
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(-ENXIO, set_attr(self->vm.dev, KVM_DEV_VFIO_STATE,
+				   KVM_DEV_VFIO_STATE_VM, &vm));
+	EXPECT_EQ(-ENXIO, set_attr(self->vm.dev, KVM_DEV_VFIO_STATE,
+				   KVM_DEV_VFIO_STATE_FILE, &file));
+	EXPECT_EQ(0, get_vm_state(self->vm.dev, &vm));
+	EXPECT_EQ(0, vm.noncoherent);
+	EXPECT_EQ(1, vm.files);
+}
+
+/* All that is written has been set, and nothing beyond it is. */
+TEST_F(state, writes_its_size)
+{
+	struct { struct kvm_vfio_vm_state state; uint32_t after; } vm;
+	struct { struct kvm_vfio_file_state state; uint32_t after; } file;
+
+	ASSERT_EQ(16, sizeof(vm.state));
+	ASSERT_EQ(8, sizeof(file.state));
+	memset(&vm, 0xff, sizeof(vm));
+	memset(&file, 0xff, sizeof(file));
+	file.state.fd = self->fd;
+
+	EXPECT_EQ(0, get_attr(self->vm.dev, KVM_DEV_VFIO_STATE, KVM_DEV_VFIO_STATE_VM, &vm));
+	EXPECT_EQ(0, vm.state.noncoherent);
+	EXPECT_EQ(0, vm.state.files);
+	EXPECT_EQ(0, vm.state.noncoherent_files);
+	EXPECT_EQ(0, vm.state.pad);
+	EXPECT_EQ(0xffffffff, vm.after);
+
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(0, get_attr(self->vm.dev, KVM_DEV_VFIO_STATE, KVM_DEV_VFIO_STATE_FILE,
+			      &file));
+	EXPECT_EQ(self->fd, file.state.fd);
+	EXPECT_EQ(KVM_VFIO_FILE_NOT_ATTACHED, file.state.coherency);
+	EXPECT_EQ(0xffffffff, file.after);
+}
+
+TEST_F(state, bad_address_is_efault)
+{
+	static const uint64_t attrs[] = { KVM_DEV_VFIO_STATE_VM, KVM_DEV_VFIO_STATE_FILE };
+	size_t i;
+	char *page;
+
+	page = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, (void *)page);
+	ASSERT_EQ(0, munmap(page + 4096, 4096));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	for (i = 0; i < ARRAY_SIZE(attrs); i++) {
+		EXPECT_EQ(-EFAULT, get_attr(self->vm.dev, KVM_DEV_VFIO_STATE, attrs[i], NULL));
+		EXPECT_EQ(-EFAULT, get_attr(self->vm.dev, KVM_DEV_VFIO_STATE, attrs[i],
+					    (void *)0xffffffff81000000UL));
+		EXPECT_EQ(-EFAULT, get_attr(self->vm.dev, KVM_DEV_VFIO_STATE, attrs[i],
+					    page + 4096));
+		/* Its first half is there. */
+		EXPECT_EQ(-EFAULT, get_attr(self->vm.dev, KVM_DEV_VFIO_STATE, attrs[i],
+					    page + 4096 - 4));
+	}
+}
+
+/* Readable, so the descriptor is found, but the answer cannot be written. */
+TEST_F(state, read_only_address_is_efault)
+{
+	struct kvm_vfio_file_state *state;
+
+	state = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, (void *)state);
+	state->fd = self->fd;
+	state->coherency = 0xffffffff;
+	ASSERT_EQ(0, mprotect(state, 4096, PROT_READ));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(-EFAULT, get_attr(self->vm.dev, KVM_DEV_VFIO_STATE, KVM_DEV_VFIO_STATE_FILE,
+				    state));
+	EXPECT_EQ(-EFAULT, get_attr(self->vm.dev, KVM_DEV_VFIO_STATE, KVM_DEV_VFIO_STATE_VM,
+				    state));
+	EXPECT_EQ(0xffffffff, state->coherency);
+}
+
+TEST_F(state, file_errors)
+{
+	struct kvm_vfio_file_state state = { .fd = self->fd, .coherency = 0xffffffff };
+	struct vm other;
+
+	EXPECT_EQ(-EBADF, get_file_state(self->vm.dev, -1));
+	EXPECT_EQ(-ENOENT, get_file_state(self->vm.dev, self->vm.fd));
+	EXPECT_EQ(-ENOENT, get_attr(self->vm.dev, KVM_DEV_VFIO_STATE,
+				    KVM_DEV_VFIO_STATE_FILE, &state));
+	EXPECT_EQ(0xffffffff, state.coherency);
+
+	ASSERT_EQ(0, vm_open(&other));
+	ASSERT_EQ(0, dev_add(other.dev, self->fd));
+	EXPECT_EQ(-ENOENT, get_file_state(self->vm.dev, self->fd));
+	EXPECT_EQ(KVM_VFIO_FILE_NOT_ATTACHED, get_file_state(other.dev, self->fd));
+	vm_close(&other);
+}
+
+TEST_F(state, by_copy_of_the_descriptor)
+{
+	int copy = dup(self->fd);
+
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(KVM_VFIO_FILE_NOT_ATTACHED, get_file_state(self->vm.dev, copy));
+	close(copy);
+}
+
+TEST_F(state, other_process_gets_eio)
+{
+	struct kvm_vfio_vm_state state;
+	int status;
+	pid_t child = fork();
+
+	if (!child)
+		_exit(get_vm_state(self->vm.dev, &state) != -EIO);
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+	EXPECT_EQ(0, status);
+}
+
+/* Many ask while the state changes: each answer is one that there was. */
+struct asker {
+	pthread_t thread;
+	int dev;
+	int fd;
+	atomic_bool stop;
+	int wrong;
+};
+
+static void *asker_main(void *arg)
+{
+	struct kvm_vfio_vm_state state;
+	struct asker *a = arg;
+	char text[256];
+	int ret;
+
+	while (!a->stop) {
+		ret = get_vm_state(a->dev, &state);
+		if (ret || state.noncoherent != state.noncoherent_files || state.files > 1 ||
+		    state.noncoherent > state.files)
+			a->wrong++;
+		ret = get_file_state(a->dev, a->fd);
+		if (ret != -ENOENT && (ret < 0 || ret > KVM_VFIO_FILE_NOT_ENFORCED))
+			a->wrong++;
+		ret = fdinfo(a->dev, "files", 0, text, sizeof(text));
+		if (ret || atoi(text) > 1)
+			a->wrong++;
+	}
+	return NULL;
+}
+
+TEST_F(state, is_one_that_there_was)
+{
+	struct asker a = { .dev = self->vm.dev, .fd = self->fd };
+	int i;
+
+	ASSERT_EQ(0, pthread_create(&a.thread, NULL, asker_main, &a));
+	for (i = 0; i < 100; i++) {
+		EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+		EXPECT_EQ(0, group_attach(self->fd));
+		EXPECT_EQ(0, i % 2 ? dev_del(self->vm.dev, self->fd) : group_leave(self->fd));
+		EXPECT_EQ(0, i % 2 ? group_leave(self->fd) : dev_del(self->vm.dev, self->fd));
+	}
+	a.stop = true;
+	pthread_join(a.thread, NULL);
+	EXPECT_EQ(0, a.wrong);
+}
+
+#ifdef __x86_64__
+/* ioctl(2) as a 32-bit program calls it; all its pointers are below 4 GiB. */
+static int ioctl_32(int fd, unsigned int request, void *arg)
+{
+	long ret;
+
+	asm volatile("int $0x80" : "=a"(ret) :
+		     "a"(54L), "b"((long)fd), "c"((long)request), "d"(arg) :
+		     "memory", "r8", "r9", "r10", "r11");
+	return (int)ret;
+}
+
+struct low {
+	struct kvm_device_attr attr;
+	union {
+		struct kvm_vfio_vm_state vm;
+		struct kvm_vfio_file_state file;
+	};
+};
+
+/* Without that, the instruction is a fault. */
+static const char *no_32_bit(void)
+{
+	int status;
+	pid_t child = fork();
+
+	if (!child) {
+		ioctl_32(-1, 0, NULL);
+		_exit(0);
+	}
+	waitpid(child, &status, 0);
+	return status ? "the kernel runs no 32-bit programs" : "";
+}
+
+TEST_F(state, of_a_32_bit_program)
+{
+	struct low *low = mmap(NULL, 4096, PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+
+	REQUIRE(no_32_bit());
+	ASSERT_NE(MAP_FAILED, (void *)low);
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	ASSERT_EQ(0, group_attach(self->fd));
+	low->attr.group = KVM_DEV_VFIO_STATE;
+	low->attr.attr = KVM_DEV_VFIO_STATE_VM;
+	low->attr.addr = (uintptr_t)&low->vm;
+	ASSERT_EQ(0, ioctl_32(self->vm.dev, KVM_GET_DEVICE_ATTR, &low->attr));
+	EXPECT_EQ(host.noncoherent, low->vm.noncoherent);
+	EXPECT_EQ(1, low->vm.files);
+	EXPECT_EQ(host.noncoherent, low->vm.noncoherent_files);
+	EXPECT_EQ(0, low->vm.pad);
+
+	low->attr.attr = KVM_DEV_VFIO_STATE_FILE;
+	low->file.fd = self->fd;
+	ASSERT_EQ(0, ioctl_32(self->vm.dev, KVM_GET_DEVICE_ATTR, &low->attr));
+	EXPECT_EQ(host.noncoherent ? KVM_VFIO_FILE_NOT_ENFORCED : KVM_VFIO_FILE_ENFORCED,
+		  low->file.coherency);
+}
+#endif
+
+TEST_F(state, fdinfo)
+{
+	char value[256], expected[256];
+
+	EXPECT_EQ(0, fdinfo_number(self->vm.dev, "noncoherent"));
+	EXPECT_EQ(0, fdinfo_number(self->vm.dev, "files"));
+	EXPECT_EQ(0, fdinfo_number(self->vm.dev, "noncoherent_files"));
+	EXPECT_EQ(-ENOENT, fdinfo(self->vm.dev, "file", 0, value, sizeof(value)));
+
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	snprintf(expected, sizeof(expected), "/dev/vfio/%d not-attached", host.group[0]);
+	EXPECT_EQ(0, fdinfo(self->vm.dev, "file", 0, value, sizeof(value)));
+	EXPECT_STREQ(expected, value);
+	EXPECT_EQ(1, fdinfo_number(self->vm.dev, "files"));
+
+	ASSERT_EQ(0, group_attach(self->fd));
+	snprintf(expected, sizeof(expected), "/dev/vfio/%d %s", host.group[0],
+		 host.noncoherent ? "not-enforced" : "enforced");
+	EXPECT_EQ(0, fdinfo(self->vm.dev, "file", 0, value, sizeof(value)));
+	EXPECT_STREQ(expected, value);
+	EXPECT_EQ(-ENOENT, fdinfo(self->vm.dev, "file", 1, value, sizeof(value)));
+	EXPECT_EQ(host.noncoherent, fdinfo_number(self->vm.dev, "noncoherent"));
+	EXPECT_EQ(host.noncoherent, fdinfo_number(self->vm.dev, "noncoherent_files"));
+}
+
+/* Of a device that has none, as it was before */
+TEST_F(state, fdinfo_of_a_vcpu_or_vm)
+{
+	char value[64];
+
+	EXPECT_EQ(-ENOENT, fdinfo(self->vm.fd, "noncoherent", 0, value, sizeof(value)));
+}
+
+/* --- Statistics --- */
+
+FIXTURE(stats) {
+	struct vm vm;
+	int fd;
+};
+
+FIXTURE_SETUP(stats)
+{
+	REQUIRE(host.no_probe);
+	REQUIRE(no_groups(1));
+	ASSERT_EQ(0, vm_open_guest(&self->vm));
+	REQUIRE(no_state(&self->vm));
+	if (access("/sys/kernel/debug/kvm", F_OK))
+		REQUIRE("debugfs is not mounted");
+	self->fd = need_group(0);
+	ASSERT_LE(0, self->fd);
+}
+
+FIXTURE_TEARDOWN(stats)
+{
+	pin(-1);
+	vm_close(&self->vm);
+}
+
+TEST_F(stats, wbinvd_while_coherent)
+{
+	int i;
+
+	for (i = 0; i < 7; i++)
+		EXPECT_EQ(0, vm_wbinvd(&self->vm));
+	EXPECT_EQ(7, binary_stat(self->vm.vcpu, "wbinvd_exits"));
+	EXPECT_EQ(0, binary_stat(self->vm.vcpu, "wbinvd_flushes"));
+	EXPECT_EQ(0, binary_stat(self->vm.vcpu, "wbinvd_ipis"));
+	EXPECT_EQ(7, debugfs_stat(&self->vm, "wbinvd_exits"));
+	/* The VM of find_kvm() has been here from the start. */
+	EXPECT_LE(7, debugfs_stat(NULL, "wbinvd_exits"));
+}
+
+TEST_F(stats, wbinvd_while_attached)
+{
+	long before = hits();
+	int i;
+
+	pin(0);
+	ASSERT_EQ(0, group_attach(self->fd));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	for (i = 0; i < 5; i++)
+		EXPECT_EQ(0, vm_wbinvd(&self->vm));
+	EXPECT_EQ(5, binary_stat(self->vm.vcpu, "wbinvd_exits"));
+	EXPECT_EQ(host.noncoherent ? 5 : 0, binary_stat(self->vm.vcpu, "wbinvd_flushes"));
+	EXPECT_EQ(host.noncoherent ? 5 : 0, debugfs_stat(&self->vm, "wbinvd_flushes"));
+	/* On the CPU it runs on and was created on: nobody to interrupt */
+	EXPECT_EQ(hits() - before - debugfs_stat(&self->vm, "noncoherent_dma_flushes"),
+		  binary_stat(self->vm.vcpu, "wbinvd_flushes") +
+		  binary_stat(self->vm.vcpu, "wbinvd_ipis"));
+}
+
+TEST_F(stats, ipis)
+{
+	long ipis;
+
+	REQUIRE(no_cpus(2));
+	ASSERT_EQ(0, group_attach(self->fd));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	pin(0);
+	EXPECT_EQ(0, vm_wbinvd(&self->vm));
+	ipis = binary_stat(self->vm.vcpu, "wbinvd_ipis");
+	EXPECT_EQ(0, vm_wbinvd(&self->vm));
+	EXPECT_EQ(ipis, binary_stat(self->vm.vcpu, "wbinvd_ipis"));
+	pin(1);
+	EXPECT_EQ(0, vm_wbinvd(&self->vm));
+	EXPECT_EQ(ipis + host.noncoherent, binary_stat(self->vm.vcpu, "wbinvd_ipis"));
+	EXPECT_EQ(0, vm_wbinvd(&self->vm));
+	EXPECT_EQ(ipis + host.noncoherent, binary_stat(self->vm.vcpu, "wbinvd_ipis"));
+}
+
+TEST_F(stats, changes)
+{
+	long vms = debugfs_stat(NULL, "noncoherent_dma");
+	int i;
+
+	for (i = 0; i < 3; i++) {
+		EXPECT_EQ(0, debugfs_stat(&self->vm, "noncoherent_dma"));
+		EXPECT_EQ(vms, debugfs_stat(NULL, "noncoherent_dma"));
+		EXPECT_EQ(host.noncoherent ? 2 * i : 0,
+			  debugfs_stat(&self->vm, "noncoherent_dma_changes"));
+		ASSERT_EQ(0, group_attach(self->fd));
+		ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+		EXPECT_EQ(host.noncoherent, debugfs_stat(&self->vm, "noncoherent_dma"));
+		EXPECT_EQ(vms + host.noncoherent, debugfs_stat(NULL, "noncoherent_dma"));
+		EXPECT_EQ(host.noncoherent ? 2 * i + 1 : 0,
+			  debugfs_stat(&self->vm, "noncoherent_dma_changes"));
+		ASSERT_EQ(0, dev_del(self->vm.dev, self->fd));
+		ASSERT_EQ(0, group_leave(self->fd));
+	}
+}
+
+TEST_F(stats, owed_flushes)
+{
+	long before;
+
+	REQUIRE(no_cpus(2));
+	pin(0);
+	EXPECT_EQ(0, vm_wbinvd(&self->vm));
+	pin(1);
+	EXPECT_EQ(0, vm_wbinvd(&self->vm));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	before = hits();
+	ASSERT_EQ(0, group_attach(self->fd));
+	EXPECT_EQ(hits() - before, debugfs_stat(&self->vm, "noncoherent_dma_flushes"));
+	if (host.noncoherent)
+		EXPECT_LE(2, hits() - before);
+}
+
+/* Only EPT has memory types that depend on it. */
+TEST_F(stats, zaps)
+{
+	long zaps;
+
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	ASSERT_EQ(0, group_attach(self->fd));
+	zaps = debugfs_stat(&self->vm, "noncoherent_dma_zaps");
+	EXPECT_TRUE(!zaps || zaps == host.noncoherent)
+		TH_LOG("%ld zaps", zaps);
+	EXPECT_EQ(!zaps, !debugfs_stat(&self->vm, "noncoherent_dma_zap_ns"));
+}
+
+TEST_F(stats, are_read_only)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%d-%d/noncoherent_dma", getpid(),
+		 self->vm.fd);
+	EXPECT_GT(0, write_file(path, "1"));
+	EXPECT_EQ(0, vm_noncoherent(&self->vm));
 }
 
 /* --- The flush that a VM owes when it becomes non-coherent --- */
