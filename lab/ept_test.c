@@ -20,6 +20,8 @@
  *  - When a call that makes the VM coherent or non-coherent returns, no entry
  *    with the type of before is left, and the next access faults: seen with a
  *    vCPU that keeps reading a 4 KiB and a 2 MiB page during the call.
+ *  - WBINVD, which makes the guest exit here: skipped while coherent, else executed
+ *    on the CPUs the vCPU has used. Bochs counts none, so a kprobe in KVM does.
  *
  * Output: KTAP. Build: cc -O2 -static -pthread -o ept_test ept_test.c
  */
@@ -31,6 +33,7 @@
 #include <linux/kvm.h>
 #include <linux/vfio.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -365,12 +368,15 @@ asm(".pushsection .rodata\n"
     "guest_cr0:\n"
     "	movl	%ebx, %cr0\n"
     "	outb	%al, $0x80\n"
+    "guest_wbinvd:\n"
+    "	wbinvd\n"
+    "	outb	%al, $0x80\n"
     "guest_code_end:\n"
     ".code64\n"
     ".popsection\n");
 
 extern const char guest_code[], guest_code_end[], guest_write[], guest_read[],
-		  guest_spin[], guest_wrmsr[], guest_cr0[];
+		  guest_spin[], guest_wrmsr[], guest_cr0[], guest_wbinvd[];
 
 struct shared {
 	uint32_t loops;
@@ -703,6 +709,19 @@ static void set_up(void)
 	make_device();
 }
 
+/* Of CPUs 0 and 1; -1 is both. */
+static void run_on(int cpu)
+{
+	cpu_set_t set;
+	int i;
+
+	CPU_ZERO(&set);
+	for (i = 0; i < 2; i++)
+		if (cpu < 0 || cpu == i)
+			CPU_SET(i, &set);
+	must(sched_setaffinity(0, sizeof(set), &set));
+}
+
 static void tear_down(void)
 {
 	char name[40];
@@ -712,6 +731,7 @@ static void tear_down(void)
 		WRITE(vm.shared->stop, 1);
 		pthread_join(vm.thread, NULL);
 	}
+	run_on(-1);
 	close_fd(&vm.device);
 	if (vm.run && vm.run != MAP_FAILED)
 		munmap(vm.run, vm.run_size);
@@ -1181,6 +1201,97 @@ static void test_there_and_back(void)
 
 /* ---- putting it together ------------------------------------------------- */
 
+/* ---- WBINVD, which exits on this processor ------------------------------- */
+
+#define FLUSH_EVENT	TRACING "events/lab/wbinvd/enable"
+
+/* How often a CPU has written its caches back for a VM, by a kprobe. */
+static long flushes(void)
+{
+	FILE *profile = fopen(TRACING "kprobe_profile", "re");
+	char name[64];
+	long hits;
+	int found;
+
+	if (!profile)
+		fail("kprobe_profile: %s", strerror(errno));
+	while ((found = fscanf(profile, "%63s %ld %*d", name, &hits)) == 2)
+		if (strstr(name, "wbinvd"))
+			break;
+	fclose(profile);
+	if (found != 2)
+		fail("kprobe_profile does not name the probe");
+	return hits;
+}
+
+static void expect_flushes(long before, long expected, const char *when)
+{
+	long found = flushes() - before;
+
+	if (found != expected)
+		fail("%ld flushes instead of %ld %s", found, expected, when);
+}
+
+static void guest_wbinvds(int cpu)
+{
+	run_on(cpu);
+	guest(guest_wbinvd, (struct kvm_regs){ 0 });
+}
+
+/* A vCPU that has run on both CPUs, of a VM that tracks an unattached group. */
+static void used_both_cpus(void)
+{
+	if (access(FLUSH_EVENT, F_OK))
+		must_put(TRACING "kprobe_events", "p:lab/wbinvd kvm:wbinvd_ipi");
+	must_put(FLUSH_EVENT, "1");
+	add(NONCOHERENT);
+	guest_wbinvds(0);
+	guest_wbinvds(1);
+}
+
+static void test_wbinvd_skipped(void)
+{
+	long before;
+
+	used_both_cpus();
+	before = flushes();
+	guest_wbinvds(0);
+	guest_wbinvds(1);
+	guest_wbinvds(1);
+	expect_flushes(before, 0, "in a coherent VM");
+}
+
+static void test_wbinvd_owed(void)
+{
+	long before;
+
+	used_both_cpus();
+	before = flushes();
+	attach(NONCOHERENT, 0);
+	expect_flushes(before, 2, "when the VM becomes non-coherent");
+	before = flushes();
+	leave(NONCOHERENT);
+	expect_flushes(before, 0, "when it becomes coherent again");
+}
+
+static void test_wbinvd_executed(void)
+{
+	long before;
+
+	used_both_cpus();
+	attach(NONCOHERENT, 0);
+	before = flushes();
+	guest_wbinvds(1);
+	expect_flushes(before, 2, "of a vCPU that has run on both CPUs");
+	guest_wbinvds(1);
+	expect_flushes(before, 3, "with the next one on the same CPU");
+	guest_wbinvds(0);
+	expect_flushes(before, 5, "with another one on the other CPU");
+	leave(NONCOHERENT);
+	guest_wbinvds(0);
+	expect_flushes(before, 5, "with one more when the VM is coherent again");
+}
+
 static const struct {
 	const char *name;
 	void (*run)(void);
@@ -1216,6 +1327,9 @@ static const struct {
 	{ "stays coherent: a coherent group comes and goes",
 	  test_coherent_comes_and_goes },
 	{ "there and back, three times", test_there_and_back },
+	{ "WBINVD: skipped while coherent", test_wbinvd_skipped },
+	{ "WBINVD: the owed flush on both CPUs used", test_wbinvd_owed },
+	{ "WBINVD: executed on the CPUs used while non-coherent", test_wbinvd_executed },
 };
 
 static int run_test(void (*run)(void))

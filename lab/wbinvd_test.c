@@ -31,6 +31,7 @@
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 #include "wbinvd_phase.h"
 
@@ -828,6 +829,101 @@ static void unplug_under_a_running_vcpu(void)
 	cpu2_online();
 }
 
+/* ---- a processor without the WBINVD exit --------------------------------- */
+
+/*
+ * There a guest's WBINVD reaches the CPU that it runs on and no other, so the
+ * vCPU has each CPU it leaves written back. These are run with an argument, the
+ * module that makes KVM believe it runs on such a processor.
+ */
+static void leaves_clean_cpus(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+	int group = group_open(0);
+
+	vm_create(&vm);
+	group_attach(group);
+	file_add(&vm, group);
+	v = vcpu_create(&vm, 1);
+	phase("running on CPU 1 flushes nothing");
+	vcpu_run_on(v, 1);
+	phase_end();
+
+	phase("moving to CPU 2 flushes CPU 1");
+	vcpu_run_on(v, 2);
+	expect_flush(1);
+	phase_end();
+
+	phase("moving on to CPU 3 flushes CPU 2 only");
+	vcpu_run_on(v, 3);
+	expect_flush(2);
+	phase_end();
+
+	phase("coming back to CPU 3 flushes nothing");
+	vcpu_run_on(v, 3);
+	phase_end();
+}
+
+static void leaves_clean_cpus_while_running(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+	int group = group_open(0);
+
+	vm_create(&vm);
+	group_attach(group);
+	file_add(&vm, group);
+	v = vcpu_create(&vm, 1);
+	vcpu_enter(v);
+	phase("being moved from CPU 1 to CPU 2 flushes CPU 1");
+	vcpu_move(v, 2);
+	vcpu_wait_beats(v);
+	expect_flush(1);
+	phase_end();
+	vcpu_leave(v);
+}
+
+static void coherent_leaves_cpus(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+	int group = group_open(0);
+
+	vm_create(&vm);
+	file_add(&vm, group);
+	v = vcpu_create(&vm, 1);
+	phase("a coherent VM's vCPU moves without a flush");
+	vcpu_run_on(v, 1);
+	vcpu_run_on(v, 2);
+	phase_end();
+
+	phase("attaching pays the owed flush on CPUs 1 and 2");
+	group_attach(group);
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+
+	phase("moving to CPU 3 flushes both, since then noted");
+	vcpu_run_on(v, 3);
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+
+	phase("coherent again, it moves without a flush");
+	unset_container(group);
+	vcpu_run_on(v, 1);
+	phase_end();
+}
+
+static void load_module(const char *path)
+{
+	int fd = CHECK(open(path, O_RDONLY | O_CLOEXEC));
+
+	CHECK(syscall(SYS_finit_module, fd, "", 0));
+	close(fd);
+}
+
 /* ---- main ---------------------------------------------------------------- */
 
 static const struct scenario scenarios[] = {
@@ -851,7 +947,18 @@ static const struct scenario scenarios[] = {
 	{ "hot-unplug under a running vCPU", unplug_under_a_running_vcpu },
 };
 
-int main(void)
+static const struct scenario no_exit_scenarios[] = {
+	{ "marks name the CPUs they are executed on", marks_name_cpus },
+	{ "without the exit: a vCPU leaves its CPUs clean", leaves_clean_cpus },
+	{ "without the exit: so does one that is moved", leaves_clean_cpus_while_running },
+	{ "without the exit: not one of a coherent VM", coherent_leaves_cpus },
+};
+
+int main(int argc, char **argv)
 {
-	return run_scenarios(scenarios, sizeof(scenarios) / sizeof(*scenarios), NULL);
+	if (argc == 1)
+		return run_scenarios(scenarios, sizeof(scenarios) / sizeof(*scenarios), NULL);
+	load_module(argv[1]);
+	return run_scenarios(no_exit_scenarios,
+			     sizeof(no_exit_scenarios) / sizeof(*no_exit_scenarios), NULL);
 }
