@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/// who attaches a VFIO file to an IOMMU domain, or detaches it, reports it
+///
+// In the same function, after it, on every path on which it has succeeded.
+// look in: drivers/vfio/*.c
+virtual report
+
+@change@
+expression E;
+identifier m =~ "^(attach_ioas|detach_ioas|pasid_attach_ioas|pasid_detach_ioas|attach_group|detach_group)$";
+position p;
+@@
+ E->ops->m@p(...)
+
+@reported@
+expression E;
+identifier m;
+identifier r =~ "^vfio_(external_slot_update|df_report_coherency|group_report_coherency|container_report_.*)$";
+position change.p;
+@@
+ E->ops->m@p(...)
+ ... when any
+ r(...)
+
+@script:python depends on report && !reported@
+p << change.p;
+m << change.m;
+@@
+coccilib.report.print_report(p[0], "%s() in %s() is not reported to the file's slot"
+                             % (m, p[0].current_element))
+
+@member@
+expression G, L;
+position p;
+@@
+(
+ list_add@p(&G->container_next, L)
+|
+ list_add_tail@p(&G->container_next, L)
+|
+ list_del@p(&G->container_next)
+)
+
+@member_ok@
+identifier r =~ "^vfio_(external_slot_update|container_report_.*)$";
+identifier l;
+position member.p;
+@@
+ l@p(...);
+ ...
+ r(...)
+
+@script:python depends on report && !member_ok@
+p << member.p;
+@@
+coccilib.report.print_report(p[0], "the groups of a container change and that is not reported")
+
+@driver@
+struct vfio_container *C;
+expression V;
+position p;
+@@
+ C->iommu_driver@p = V
+
+@driver_ok@
+expression C, V;
+identifier r =~ "^vfio_container_report_.*$";
+position driver.p;
+@@
+ C->iommu_driver@p = V
+ ... when any
+ r(...)
+
+@script:python depends on report && !driver_ok@
+p << driver.p;
+@@
+coccilib.report.print_report(p[0], "the IOMMU driver of a container changes in %s() and that is not reported"
+                             % p[0].current_element)
