@@ -1,0 +1,1026 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What do the KVM-VFIO device, and what follows from it, cost?
+ *
+ *	bench [--transitions] [--bounds] [--symbols] [N]
+ *
+ * Measures N groups (128): the lab's edu devices, and where it has none the
+ * fixture's; 0 leaves out what is a function of their number, and --transitions
+ * adds what is one of the size of the guest. --bounds makes a test (KTAP) of it:
+ * are the numbers reached? Its rows are comments.
+ *
+ * Runs in the lab, with the TSC counting instructions: on QEMU with -icount (see
+ * lab/run), on Bochs as it is. Each result is one row on standard output,
+ *
+ *	row GROUPS DMA METRIC N LEAST MOST HOW
+ *
+ * GROUPS	edu: real devices behind the emulated VT-d; fixture: vfio_testdev;
+ *		none: no VFIO group takes part
+ * DMA		coherent or noncoherent: what the IOMMU does with that of the groups
+ * N		what the cost is a function of: which group, how many are tracked, MiB
+ * LEAST	instructions, of all repetitions the one with the fewest
+ * MOST		and the one with the most
+ * HOW		tsc: the TSC's difference, a few instructions of this program included;
+ *		cpu: the thread's CPU time, because it slept; waiting is not in it
+ *
+ * A METRIC named ..._flag says instead whether the VM is non-coherent after what
+ * the row before it measured: 1 or 0.
+ *
+ * bench/report makes tables and pictures of the rows of several runs.
+ *
+ * Repeatability. The emulated CPU executes the same instructions in the same
+ * order each time, but its timer ticks every four million of them, and a tick
+ * (and the softirqs and threads it wakes) must not be counted. So each
+ * measurement waits for a tick, and for it to be over, whenever the time to the
+ * next one might not suffice. What is left are differences of state: a slab that
+ * is full, the first call of all. That is what LEAST and MOST tell apart.
+ *
+ * With --bounds, the run is a test (KTAP) of the numbers the device has to reach.
+ * The rows are then comments of it.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <linux/vfio.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
+#define MIB		(1u << 20)
+
+#define TESTDEV		"/sys/devices/vfio_testdev/"
+#define TYPE1		"/sys/module/vfio_iommu_type1/parameters/"
+
+#define MAX_GROUPS	1024
+
+/* What --bounds demands: instructions, at most. */
+#define FIRST_ADD	8000
+#define LATER_ADD	2500
+#define ALL_ADDS	(400000 / 128)	/* a group, of all together */
+#define LATER_DEL	2500
+#define LAST_DEL	8000		/* lets go of vfio.ko, as the first ADD gets it */
+#define CLOSE_64	100000
+/*
+ * What depends on the number of groups grows by more than this for each: no list
+ * can be walked with fewer than three. What it allows all groups together is for
+ * the slab allocator, whose kfree() has more to do for some objects.
+ */
+#define FLAT		2
+#define CASES		(5 + 3 * ORDERS)	/* for each kind of DMA */
+
+static void __attribute__((noreturn, format(printf, 1, 2))) die(const char *format, ...)
+{
+	va_list args;
+
+	printf("# FAILED: ");
+	va_start(args, format);
+	vprintf(format, args);
+	va_end(args);
+	printf("\n");
+	fflush(stdout);
+	exit(1);
+}
+
+#define must(call)							\
+({									\
+	long must_ret = (call);						\
+									\
+	if (must_ret < 0)						\
+		die("%s: %s", #call, strerror(errno));			\
+	must_ret;							\
+})
+
+/* ---- the clock ----------------------------------------------------------- */
+
+static inline uint64_t rdtsc(void)
+{
+	uint32_t low, high;
+
+	asm volatile("rdtsc" : "=a" (low), "=d" (high) : : "memory");
+	return (uint64_t)high << 32 | low;
+}
+
+static uint64_t tick_period;		/* in TSC units, as everything here */
+static uint64_t last_tick;
+static uint64_t cpu_clock_cost;		/* what cpu_time() adds to itself */
+static double tsc_per_ns;		/* of the clock that cpu_time() reads */
+
+/* Two reads are that close unless something came in between. */
+#define GAP		1500
+/* After a tick so much time without another gap: what it woke has run. */
+#define QUIET		40000
+
+static uint64_t cpu_time(void)
+{
+	struct timespec t;
+
+	/* Not the vDSO: it has no thread's time. */
+	syscall(SYS_clock_gettime, CLOCK_THREAD_CPUTIME_ID, &t);
+	return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+static long switches(void)
+{
+	struct rusage usage;
+
+	must(getrusage(RUSAGE_THREAD, &usage));
+	return usage.ru_nvcsw + usage.ru_nivcsw;
+}
+
+static void wait_for_tick(void)
+{
+	uint64_t before = rdtsc(), now, gap = 0;
+
+	for (;;) {
+		now = rdtsc();
+		if (now - before > GAP) {
+			if (!gap)
+				last_tick = now;
+			gap = now;
+		}
+		if (gap && now - gap > QUIET)
+			return;
+		before = now;
+	}
+}
+
+/* Return when there are @need instructions to the next tick. */
+static void wait_for_room(uint64_t need)
+{
+	uint64_t phase = rdtsc() - last_tick;
+
+	if (need > tick_period - 2 * QUIET)
+		need = tick_period - 2 * QUIET;
+	if (phase > tick_period || phase + need > tick_period - QUIET / 2)
+		wait_for_tick();
+}
+
+static void calibrate(void)
+{
+	uint64_t tsc, cpu, i, first;
+
+	/* The first ones to see that it ticks, the rest to see how fast. */
+	wait_for_tick();
+	tick_period = ~0ull;
+	for (i = 0; i < 4; i++) {
+		first = last_tick;
+		wait_for_tick();
+		if (last_tick - first < tick_period)
+			tick_period = last_tick - first;
+	}
+	cpu = cpu_time();
+	tsc = rdtsc();
+	while (rdtsc() - tsc < 20 * tick_period)
+		;
+	cpu = cpu_time() - cpu;
+	tsc_per_ns = (double)(rdtsc() - tsc) / cpu;
+	cpu_clock_cost = ~0ull;
+	for (i = 0; i < 20; i++) {
+		cpu = cpu_time();
+		cpu = cpu_time() - cpu;
+		if (cpu < cpu_clock_cost)
+			cpu_clock_cost = cpu;
+	}
+	printf("# a tick every %llu instructions, %.4f a nanosecond\n",
+	       (unsigned long long)tick_period, tsc_per_ns);
+}
+
+/* ---- samples ------------------------------------------------------------- */
+
+struct cost {
+	uint64_t least, most;
+	bool slept;
+	int samples;
+};
+
+static void sample(struct cost *cost, uint64_t value, bool slept)
+{
+	if (!cost->samples++)
+		cost->least = cost->most = value;
+	if (value < cost->least)
+		cost->least = value;
+	if (value > cost->most)
+		cost->most = value;
+	cost->slept |= slept;
+}
+
+/*
+ * Measure CALL into the struct cost at COST. NEED is what it may take, so that no
+ * tick comes into it; what takes longer than a tick's period has some in it.
+ */
+#define measure(cost, need, call)						\
+do {										\
+	uint64_t m_cpu, m_tsc;							\
+	long m_switches;							\
+										\
+	wait_for_room(need);							\
+	m_switches = switches();						\
+	m_cpu = cpu_time();							\
+	m_tsc = rdtsc();							\
+	call;									\
+	m_tsc = rdtsc() - m_tsc;						\
+	m_cpu = cpu_time() - m_cpu - cpu_clock_cost;				\
+	m_switches -= switches();						\
+	sample(cost, m_switches ? (uint64_t)(m_cpu * tsc_per_ns) : m_tsc,	\
+	       m_switches);							\
+} while (0)
+
+/* Room for what was measured before, should it grow a bit. */
+static uint64_t room(const struct cost *cost)
+{
+	return 20000 + cost->most + cost->most / 8;
+}
+
+static const char *row_prefix = "";
+
+static void row(const char *groups, const char *dma, const char *metric, int n,
+		const struct cost *cost)
+{
+	if (!cost->samples)
+		return;
+	printf("%srow %s %s %s %d %llu %llu %s\n", row_prefix, groups, dma, metric, n,
+	       (unsigned long long)cost->least, (unsigned long long)cost->most,
+	       cost->slept ? "cpu" : "tsc");
+}
+
+/* ---- files --------------------------------------------------------------- */
+
+static int put(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC), ret;
+
+	if (fd < 0)
+		return -1;
+	ret = write(fd, text, strlen(text));
+	close(fd);
+	return ret < 0 ? -1 : 0;
+}
+
+#define must_put(path, text)							\
+do {										\
+	if (put(path, text))							\
+		die("writing '%s' to %s: %s", text, path, strerror(errno));	\
+} while (0)
+
+/* ---- groups -------------------------------------------------------------- */
+
+static int noncoherent_base;		/* ID of the fixture's first one */
+
+/* Groups of one kind, all in one container, as QEMU has them. */
+static struct pool {
+	const char *groups, *dma;
+	int n;
+	int fd[MAX_GROUPS];
+	int container;
+} pool;
+
+static int open_group(const char *device)
+{
+	char path[128], link[128];
+	int got;
+
+	snprintf(path, sizeof(path), "%s/iommu_group", device);
+	got = must(readlink(path, link, sizeof(link) - 1));
+	link[got] = '\0';
+	snprintf(path, sizeof(path), "/dev/vfio/%s", strrchr(link, '/') + 1);
+	return must(open(path, O_RDWR | O_CLOEXEC));
+}
+
+static void open_edu(const char *list, int n)
+{
+	char device[96], bdf[32];
+	int length;
+
+	while (pool.n < n && sscanf(list, "%31s%n", bdf, &length) == 1) {
+		snprintf(device, sizeof(device), "/sys/bus/pci/devices/%s", bdf);
+		pool.fd[pool.n++] = open_group(device);
+		list += length;
+	}
+}
+
+static void open_testdevs(int first, int n)
+{
+	char device[96];
+
+	while (pool.n < n) {
+		snprintf(device, sizeof(device), TESTDEV "vfio_testdev.%d", first + pool.n);
+		pool.fd[pool.n++] = open_group(device);
+	}
+}
+
+static void join(int group)
+{
+	must(ioctl(group, VFIO_GROUP_SET_CONTAINER, &pool.container));
+}
+
+static void leave(int group)
+{
+	must(ioctl(group, VFIO_GROUP_UNSET_CONTAINER));
+}
+
+static int set_iommu(void)
+{
+	return ioctl(pool.container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU);
+}
+
+static void attach_pool(void)
+{
+	int i;
+
+	pool.container = must(open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC));
+	join(pool.fd[0]);
+	must(set_iommu());
+	for (i = 1; i < pool.n; i++)
+		join(pool.fd[i]);
+}
+
+static void close_pool(void)
+{
+	while (pool.n)
+		close(pool.fd[--pool.n]);
+	close(pool.container);
+}
+
+static void load_fixture(int coherent, int noncoherent)
+{
+	char options[64];
+	int fd;
+
+	snprintf(options, sizeof(options), "coherent=%d noncoherent=%d", coherent, noncoherent);
+	noncoherent_base = coherent;
+	fd = must(open("vfio_testdev.ko", O_RDONLY | O_CLOEXEC));
+	must(syscall(SYS_finit_module, fd, options, 0));
+	close(fd);
+	must_put(TYPE1 "allow_unsafe_interrupts", "1");
+}
+
+/* ---- the device ---------------------------------------------------------- */
+
+static int kvm, vm, device;
+
+static int device_ioctl(unsigned long request, uint64_t attr, const int *fd)
+{
+	struct kvm_device_attr a = {
+		.group = KVM_DEV_VFIO_GROUP, .attr = attr, .addr = (uintptr_t)fd,
+	};
+
+	return ioctl(device, request, &a);
+}
+
+static int add(int i)
+{
+	return device_ioctl(KVM_SET_DEVICE_ATTR, KVM_DEV_VFIO_GROUP_ADD, &pool.fd[i]);
+}
+
+static int del(int i)
+{
+	return device_ioctl(KVM_SET_DEVICE_ATTR, KVM_DEV_VFIO_GROUP_DEL, &pool.fd[i]);
+}
+
+static int has_attr(void)
+{
+	return device_ioctl(KVM_HAS_DEVICE_ATTR, KVM_DEV_VFIO_GROUP_ADD, NULL);
+}
+
+static void make_device(void)
+{
+	struct kvm_create_device request = { .type = KVM_DEV_TYPE_VFIO };
+
+	must(ioctl(vm, KVM_CREATE_DEVICE, &request));
+	device = request.fd;
+}
+
+static void make_vm(void)
+{
+	vm = must(ioctl(kvm, KVM_CREATE_VM, 0));
+	make_device();
+}
+
+static void close_vm(void)
+{
+	close(device);
+	close(vm);
+}
+
+/* ---- ADD, DEL, close ----------------------------------------------------- */
+
+static void bench_floor(void)
+{
+	struct cost cost = { 0 };
+	int i, ret;
+
+	make_vm();
+	for (i = 0; i < 5; i++) {
+		measure(&cost, 20000, ret = has_attr());
+		must(ret);
+	}
+	close_vm();
+	row("none", "-", "has_attr", 0, &cost);
+}
+
+enum order { FRONT, MIDDLE, BACK, ORDERS };
+static const char *const del_metric[ORDERS] = { "del_front", "del_middle", "del_back" };
+
+static struct cost add_cost[MAX_GROUPS], del_cost[ORDERS][MAX_GROUPS];
+static struct cost all_cost, cold_cost, close_64;
+
+/* Which of the @left tracked groups goes; the rest keeps its order. */
+static int take(int *tracked, int left, enum order order)
+{
+	int at = order == FRONT ? 0 : order == BACK ? left - 1 : left / 2;
+	int which = tracked[at];
+
+	memmove(&tracked[at], &tracked[at + 1], (left - at - 1) * sizeof(*tracked));
+	return which;
+}
+
+static void bench_add_del(enum order order)
+{
+	int tracked[MAX_GROUPS], i, left, ret;
+
+	for (i = 0; i < pool.n; i++) {
+		measure(&add_cost[i], room(&add_cost[i ? i - 1 : 0]), ret = add(i));
+		must(ret);
+		tracked[i] = i;
+	}
+	for (left = pool.n; left; left--) {
+		int which = take(tracked, left, order);
+		struct cost *cost = &del_cost[order][left - 1];
+
+		measure(cost, room(&add_cost[left - 1]), ret = del(which));
+		must(ret);
+	}
+}
+
+/* Nothing waits for a tick here, so some are in it. */
+static void bench_add_all(struct cost *cost)
+{
+	int i, failed = 0;
+
+	measure(cost, 20000, for (i = 0; i < pool.n; i++) failed |= add(i));
+	must(failed);
+	for (i = 0; i < pool.n; i++)
+		must(del(i));
+}
+
+static void add_groups(int n)
+{
+	int i;
+
+	for (i = 0; i < n; i++)
+		must(add(i));
+}
+
+static void bench_close(int n, int repeats)
+{
+	struct cost closing = { 0 }, ending = { 0 };
+	int i;
+
+	if (n > pool.n)
+		return;
+	for (i = 0; i < repeats; i++) {
+		make_vm();
+		add_groups(n);
+		measure(&closing, ~0ull, close(device));
+		close(vm);
+	}
+	row(pool.groups, pool.dma, "close", n, &closing);
+	if (n == 64)
+		close_64 = closing;
+	for (i = 0; i < repeats; i++) {
+		make_vm();
+		add_groups(n);
+		close(vm);
+		/* The device was the VM's last file. */
+		measure(&ending, ~0ull, close(device));
+	}
+	row(pool.groups, pool.dma, "teardown", n, &ending);
+}
+
+static void bench_groups(int rounds)
+{
+	int order, i;
+
+	memset(add_cost, 0, sizeof(add_cost));
+	memset(del_cost, 0, sizeof(del_cost));
+	memset(&all_cost, 0, sizeof(all_cost));
+	memset(&cold_cost, 0, sizeof(cold_cost));
+	make_vm();
+	bench_add_all(&cold_cost);
+	for (i = 0; i < 3; i++)
+		bench_add_all(&all_cost);
+	while (rounds--)
+		for (order = 0; order < ORDERS; order++)
+			bench_add_del(order);
+	close_vm();
+	row(pool.groups, pool.dma, "add_all_cold", pool.n, &cold_cost);
+	row(pool.groups, pool.dma, "add_all", pool.n, &all_cost);
+	for (i = 0; i < pool.n; i++)
+		row(pool.groups, pool.dma, "add", i + 1, &add_cost[i]);
+	for (order = 0; order < ORDERS; order++)
+		for (i = 0; i < pool.n; i++)
+			if (i + 1 == pool.n || !(i & (i + 1)))
+				row(pool.groups, pool.dma, del_metric[order], i + 1,
+				    &del_cost[order][i]);
+}
+
+/* ---- a guest ------------------------------------------------------------- */
+
+asm(".pushsection .rodata\n"
+    ".code32\n"
+    "guest_code:\n"
+    /* What each access of %ecx pages from %ebx on takes, to the table at %edi */
+    "guest_touch:\n"
+    "1:	rdtsc\n"
+    "	movl	%eax, %esi\n"
+    "	movl	(%ebx), %edx\n"
+    "	rdtsc\n"
+    "	subl	%esi, %eax\n"
+    "	movl	%eax, (%edi)\n"
+    "	addl	$4, %edi\n"
+    "	addl	$4096, %ebx\n"
+    "	decl	%ecx\n"
+    "	jnz	1b\n"
+    "	hlt\n"
+    /* What each of %ecx WBINVDs takes */
+    "guest_wbinvd:\n"
+    "1:	rdtsc\n"
+    "	movl	%eax, %esi\n"
+    "	wbinvd\n"
+    "	rdtsc\n"
+    "	subl	%esi, %eax\n"
+    "	movl	%eax, (%edi)\n"
+    "	addl	$4, %edi\n"
+    "	decl	%ecx\n"
+    "	jnz	1b\n"
+    "	hlt\n"
+    /* Just one access each %edx bytes, %ecx times */
+    "guest_map:\n"
+    "1:	movl	(%ebx), %eax\n"
+    "	addl	%edx, %ebx\n"
+    "	decl	%ecx\n"
+    "	jnz	1b\n"
+    "	hlt\n"
+    "guest_code_end:\n"
+    ".code64\n"
+    ".popsection\n");
+
+extern const char guest_code[], guest_code_end[], guest_touch[], guest_wbinvd[], guest_map[];
+
+/* Guest-physical addresses */
+#define CODE		0x1000u
+#define TABLE		0x10000u
+#define PAGES		0x10000000u
+
+#define TABLE_SIZE	512
+
+static uint8_t *low;
+static int vcpu;
+static struct kvm_run *run;
+static size_t run_size;
+
+static void add_slot(int slot, uint64_t gpa, size_t size, void *memory)
+{
+	struct kvm_userspace_memory_region region = {
+		.slot = slot, .guest_phys_addr = gpa, .memory_size = size,
+		.userspace_addr = (uintptr_t)memory,
+	};
+
+	must(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region));
+}
+
+static void *anonymous(size_t size)
+{
+	uint8_t *start = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			      -1, 0);
+
+	if (start == MAP_FAILED)
+		die("mmap: %s", strerror(errno));
+	madvise(start, size, MADV_NOHUGEPAGE);
+	memset(start, 0x5a, size);	/* so that a read fault maps it writable */
+	return start;
+}
+
+/* 32-bit protected mode without paging. */
+static void set_segments(void)
+{
+	struct kvm_segment code = {
+		.limit = ~0u, .selector = 8, .type = 11, .present = 1, .db = 1,
+		.s = 1, .g = 1,
+	}, data = code;
+	struct kvm_sregs sregs;
+
+	data.selector = 16;
+	data.type = 3;
+	must(ioctl(vcpu, KVM_GET_SREGS, &sregs));
+	sregs.cs = code;
+	sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data;
+	sregs.cr0 = 0x31;		/* PE, NE, ET */
+	must(ioctl(vcpu, KVM_SET_SREGS, &sregs));
+}
+
+static void make_guest(void)
+{
+	make_vm();
+	low = anonymous(MIB);
+	memcpy(low + CODE, guest_code, guest_code_end - guest_code);
+	add_slot(0, 0, MIB, low);
+	vcpu = must(ioctl(vm, KVM_CREATE_VCPU, 0));
+	run_size = must(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0));
+	run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+	if (run == MAP_FAILED)
+		die("mmap of the vCPU: %s", strerror(errno));
+	set_segments();
+}
+
+static void close_guest(void)
+{
+	munmap(run, run_size);
+	close(vcpu);
+	close_vm();
+	munmap(low, MIB);
+}
+
+/* From @entry to the guest's HLT. */
+static void guest(const char *entry, struct kvm_regs regs)
+{
+	regs.rip = CODE + (entry - guest_code);
+	/* IF: without it, Bochs also withholds the host's interrupts. */
+	regs.rflags = 0x202;
+	regs.rdi = TABLE;
+	must(ioctl(vcpu, KVM_SET_REGS, &regs));
+	while (ioctl(vcpu, KVM_RUN, 0))
+		if (errno != EINTR && errno != EAGAIN)
+			die("KVM_RUN: %s", strerror(errno));
+	if (run->exit_reason != KVM_EXIT_HLT)
+		die("unexpected exit %d of the guest", run->exit_reason);
+}
+
+static int compare(const void *a, const void *b)
+{
+	uint32_t x = *(uint32_t *)a, y = *(uint32_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+/* The first one fills caches, and the last fourth has the ticks in it. */
+static struct cost of_table(int n)
+{
+	uint32_t *table = (uint32_t *)(low + TABLE) + 1;
+	struct cost cost = { .samples = --n };
+
+	qsort(table, n, sizeof(*table), compare);
+	cost.least = table[0];
+	cost.most = table[n / 2];
+	return cost;
+}
+
+static struct cost wbinvd_cost(void)
+{
+	guest(guest_wbinvd, (struct kvm_regs){ .rcx = 64 });
+	guest(guest_wbinvd, (struct kvm_regs){ .rcx = TABLE_SIZE });
+	return of_table(TABLE_SIZE);
+}
+
+static struct cost fault_cost(void)
+{
+	uint8_t *memory = anonymous(4 * MIB), *start = memory;
+	struct cost cost;
+
+	/* One table of 4 KiB pages: what has to be allocated falls to its first. */
+	while ((uintptr_t)start % (2 * MIB))
+		start += 4096;
+	add_slot(1, PAGES, 2 * MIB, start);
+	guest(guest_touch, (struct kvm_regs){ .rbx = PAGES, .rcx = TABLE_SIZE });
+	cost = of_table(TABLE_SIZE);
+	add_slot(1, PAGES, 0, start);
+	munmap(memory, 4 * MIB);
+	return cost;
+}
+
+static void bench_guest_as(const char *dma)
+{
+	struct cost cost;
+
+	cost = wbinvd_cost();
+	row(pool.groups, dma, "wbinvd", 0, &cost);
+	cost = fault_cost();
+	row(pool.groups, dma, "fault", 0, &cost);
+}
+
+/* The pool is of non-coherent groups, not attached yet. */
+static void bench_attach(void)
+{
+	uint64_t coherent, noncoherent;
+	struct cost cost = { 0 }, attach = { 0 }, detach = { 0 };
+	int i, ret;
+
+	make_guest();
+	coherent = wbinvd_cost().least;
+	pool.container = must(open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC));
+	join(pool.fd[0]);
+	must(set_iommu());
+	must(add(0));
+	noncoherent = wbinvd_cost().least;
+	must(del(0));
+	leave(pool.fd[0]);
+	must(add(0));
+	for (i = 0; i < 5; i++) {
+		join(pool.fd[0]);
+		measure(&attach, 2000000, ret = set_iommu());
+		must(ret);
+		cost = wbinvd_cost();
+		/* Nothing but the flag makes it cost as much. */
+		cost.most = cost.least = cost.least > (coherent + noncoherent) / 2;
+		measure(&detach, 2000000, leave(pool.fd[0]));
+	}
+	row(pool.groups, pool.dma, "attach", 1, &attach);
+	row(pool.groups, pool.dma, "attach_flag", 1, &cost);
+	row(pool.groups, pool.dma, "detach", 1, &detach);
+	cost = wbinvd_cost();
+	cost.most = cost.least = cost.least > (coherent + noncoherent) / 2;
+	row(pool.groups, pool.dma, "detach_flag", 1, &cost);
+	must(del(0));
+	close(pool.container);
+	close_guest();
+}
+
+/* ---- the transition ------------------------------------------------------ */
+
+/*
+ * Guest memory of @mib MiB. All of it is one 2 MiB page of the host, again and
+ * again: what is mapped counts, not how much of it there is.
+ */
+static uint8_t *alias(int mib, bool huge)
+{
+	uint8_t *area = mmap(NULL, (mib + 2ul) * MIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
+			     -1, 0), *start = area;
+	int fd, i;
+
+	if (area == MAP_FAILED)
+		die("mmap: %s", strerror(errno));
+	while ((uintptr_t)start % (2 * MIB))
+		start += 4096;
+	fd = must(memfd_create("guest", MFD_CLOEXEC | (huge ? MFD_HUGETLB : 0)));
+	must(ftruncate(fd, 2 * MIB));
+	for (i = 0; i < mib; i += 2) {
+		if (mmap(start + (size_t)i * MIB, 2 * MIB, PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd, 0) == MAP_FAILED)
+			die("mmap of a %s page: %s", huge ? "2 MiB" : "4 KiB", strerror(errno));
+	}
+	close(fd);
+	return start;
+}
+
+static void bench_transition(const char *there, const char *back, int mib, bool huge)
+{
+	struct cost on = { 0 }, off = { 0 };
+	uint8_t *memory = NULL;
+	int i, ret;
+
+	make_guest();
+	if (mib) {
+		memory = alias(mib, huge);
+		add_slot(1, PAGES, (size_t)mib * MIB, memory);
+	}
+	for (i = 0; i < (mib < 1024 ? 3 : 2); i++) {
+		struct kvm_regs regs = { .rbx = PAGES, .rdx = huge ? 2 * MIB : 4096 };
+
+		regs.rcx = (uint64_t)mib * MIB / regs.rdx;
+		if (mib)
+			guest(guest_map, regs);
+		guest(guest_wbinvd, (struct kvm_regs){ .rcx = 1 });
+		measure(&on, 3000000, ret = add(0));
+		must(ret);
+		/* What was zapped comes back. */
+		if (mib)
+			guest(guest_map, regs);
+		measure(&off, 3000000, ret = del(0));
+		must(ret);
+	}
+	row(pool.groups, pool.dma, there, mib, &on);
+	row(pool.groups, pool.dma, back, mib, &off);
+	close_guest();
+	if (memory)
+		munmap(memory, (size_t)mib * MIB);
+}
+
+static void bench_transitions(void)
+{
+	static const int sizes[] = { 64, 1024 };
+	unsigned int i;
+
+	must_put("/proc/sys/vm/nr_hugepages", "4");
+	bench_transition("to_noncoherent_4k", "to_coherent_4k", 0, false);
+	bench_transition("to_noncoherent_2m", "to_coherent_2m", 0, false);
+	for (i = 0; i < ARRAY_SIZE(sizes); i++) {
+		bench_transition("to_noncoherent_4k", "to_coherent_4k", sizes[i], false);
+		bench_transition("to_noncoherent_2m", "to_coherent_2m", sizes[i], true);
+	}
+}
+
+static void bench_guests(bool transitions)
+{
+	make_guest();
+	bench_guest_as("coherent");
+	close_guest();
+	if (strcmp(pool.dma, "noncoherent"))
+		return;
+	bench_attach();
+	attach_pool();
+	make_guest();
+	must(add(0));
+	bench_guest_as("noncoherent");
+	close_guest();
+	if (transitions)
+		bench_transitions();
+}
+
+static void bench_pool(void)
+{
+	static const int sizes[] = { 1, 64, 128, 512 };
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(sizes); i++)
+		bench_close(sizes[i], 3);
+	bench_groups(2);
+}
+
+/* The real devices are all coherent or all non-coherent. */
+static void bench_edu(const char *list, int n)
+{
+	const char *snoop = getenv("LAB_SNOOP");
+
+	pool.groups = "edu";
+	pool.dma = snoop && !strcmp(snoop, "off") ? "noncoherent" : "coherent";
+	open_edu(list, n);
+	if (!strcmp(pool.dma, "noncoherent"))
+		bench_guests(false);
+	else
+		attach_pool();
+	bench_pool();
+	close_pool();
+}
+
+/* ---- the bounds ---------------------------------------------------------- */
+
+static int cases, cases_failed;
+
+static void __attribute__((format(printf, 3, 4)))
+bound(uint64_t value, uint64_t limit, const char *format, ...)
+{
+	bool ok = value <= limit;
+	va_list args;
+
+	if (!ok)
+		printf("# %llu instead of at most %llu\n", (unsigned long long)value,
+		       (unsigned long long)limit);
+	printf("%sok %d ", ok ? "" : "not ", ++cases);
+	va_start(args, format);
+	vprintf(format, args);
+	va_end(args);
+	printf("\n");
+	cases_failed += !ok;
+}
+
+/* The dearest of the costs for @from to @to groups. */
+static uint64_t dearest(const struct cost *cost, int from, int to)
+{
+	uint64_t most = 0;
+	int n;
+
+	for (n = from; n <= to; n++)
+		if (cost[n - 1].least > most)
+			most = cost[n - 1].least;
+	return most;
+}
+
+static void check_bounds(void)
+{
+	int order;
+
+	bound(add_cost[0].least, FIRST_ADD, "%s: the first ADD", pool.dma);
+	bound(dearest(add_cost, 2, pool.n), LATER_ADD, "%s: each later ADD", pool.dma);
+	bound(dearest(add_cost, 3, pool.n), add_cost[1].least + FLAT * pool.n,
+	      "%s: ADD does not depend on the number of groups", pool.dma);
+	bound(all_cost.least, (uint64_t)pool.n * ALL_ADDS, "%s: all %d ADDs", pool.dma, pool.n);
+	for (order = 0; order < ORDERS; order++) {
+		bound(dearest(del_cost[order], 2, pool.n), LATER_DEL, "%s: each %s", pool.dma,
+		      del_metric[order]);
+		bound(dearest(del_cost[order], 3, pool.n),
+		      del_cost[order][1].least + FLAT * pool.n,
+		      "%s: %s does not depend on the number of groups", pool.dma,
+		      del_metric[order]);
+		bound(del_cost[order][0].least, LAST_DEL, "%s: the last %s", pool.dma,
+		      del_metric[order]);
+	}
+	bound(close_64.least, CLOSE_64, "%s: closing the device, 64 tracked", pool.dma);
+}
+
+/* ---- putting it together ------------------------------------------------- */
+
+static void bench_fixture_guests(bool transitions)
+{
+	load_fixture(0, 1);
+	pool.groups = "fixture";
+	pool.dma = "noncoherent";
+	open_testdevs(noncoherent_base, 1);
+	bench_guests(transitions);
+	close_pool();
+}
+
+static void bench_fixture(int n, bool transitions, bool bounds)
+{
+	load_fixture(n, n);
+	pool.groups = "fixture";
+	pool.dma = "coherent";
+	open_testdevs(0, n);
+	attach_pool();
+	bench_pool();
+	if (bounds)
+		check_bounds();
+	close_pool();
+	pool.dma = "noncoherent";
+	open_testdevs(noncoherent_base, n);
+	bench_guests(transitions);
+	bench_pool();
+	if (bounds)
+		check_bounds();
+	close_pool();
+}
+
+/* For bench/profile: the kernel's functions, and those of the modules this is about. */
+static void print_symbols(void)
+{
+	FILE *file = fopen("/proc/kallsyms", "r");
+	char line[600], name[512], module[64], type;
+	unsigned long long address;
+
+	if (!file)
+		die("/proc/kallsyms: %s", strerror(errno));
+	while (fgets(line, sizeof(line), file)) {
+		module[0] = '\0';
+		if (sscanf(line, "%llx %c %511s [%63[^]]", &address, &type, name, module) < 3 ||
+		    !strchr("tTwW", type))
+			continue;
+		if (!module[0] || !strncmp(module, "kvm", 3) || !strncmp(module, "vfio", 4))
+			printf("symbol %llx %s %s\n", address, name, module);
+	}
+	fclose(file);
+}
+
+static void set_up(void)
+{
+	struct rlimit files = { 4096, 4096 };
+
+	must(setrlimit(RLIMIT_NOFILE, &files));
+	kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC));
+	/* The first VM makes KVM patch the kernel; this one stays. */
+	must(ioctl(must(ioctl(kvm, KVM_CREATE_VM, 0)), KVM_CREATE_VCPU, 0));
+	calibrate();
+}
+
+int main(int argc, char **argv)
+{
+	const char *edu = getenv("LAB_EDU"), *groups = "128";
+	bool bounds = false, transitions = false;
+	int i;
+
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	for (i = 1; i < argc; i++) {
+		if (!strcmp(argv[i], "--bounds"))
+			bounds = true;
+		else if (!strcmp(argv[i], "--transitions"))
+			transitions = true;
+		else if (!strcmp(argv[i], "--symbols"))
+			print_symbols();
+		else
+			groups = argv[i];
+	}
+	if (atoi(groups) < 0 || atoi(groups) > MAX_GROUPS)
+		die("at most %d groups", MAX_GROUPS);
+	if (bounds) {
+		row_prefix = "# ";
+		printf("KTAP version 1\n1..%d\n", 2 * CASES);
+	}
+	set_up();
+	bench_floor();
+	if (!atoi(groups))
+		bench_fixture_guests(transitions);
+	else if (edu && *edu)
+		bench_edu(edu, atoi(groups));
+	else
+		bench_fixture(atoi(groups), transitions, bounds);
+	return cases_failed ? 1 : 0;
+}
