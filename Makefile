@@ -11,7 +11,7 @@ MAKEFLAGS += --no-print-directory
 export BASE
 CC := gcc-12
 
-PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so out/lab/ept_test \
+PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so out/lab/ept_test out/lab/bench \
 	    $(O)/vfio_dev_test $(O)/vfio_cdev_test $(O)/nested_test \
 	    $(O)/vfio_testdev/vfio_testdev.ko
 
@@ -23,11 +23,18 @@ help:
 	@echo '  make check        build, and run all tests (both bases unless BASE is given)'
 	@echo '  make check-debug  the tests under a kernel with KASAN, lockdep and kmemleak'
 	@echo '  make mutants      break the device in many ways: do the tests notice?'
+	@echo '  make bench        what it costs, beside the stock modules, in instructions'
 	@echo '  make modules      $(O)/modules/{kvm,kvm-amd,kvm-intel,vfio}.ko for Debian'
+	@echo '  make series       the patches, for git am and quilt ($(O)/series)'
 	@echo '  make shell        a shell in the emulated host, VFIO devices ready'
 	@echo
 	@echo '  make setup        only install the Debian packages that all this needs'
 	@echo '  make tree         only assemble the kernel source ($(O)/tree)'
+	@echo '  make check-series only check that the patches have the form and the effect they should'
+	@echo '  make bisect       only build after each patch, with W=1 (half an hour)'
+	@echo '  make lint         reviewers'"'"' checks: checkpatch, sparse, semantic checks, ...'
+	@echo '  make cross        only build for arm64, ppc64le, s390x, i386 and odd configurations'
+	@echo '  make distribution-kernel   a linux-image package with the series, booted in the lab'
 	@echo '  make check-abi    only compare symbol versions and layouts with Debian'
 	@echo '  make clean        remove out/$(BASE) and out/lab; out/ itself is all else'
 	@echo
@@ -44,6 +51,36 @@ tree: setup
 .PHONY: modules
 modules: setup
 	@series/modules $(BASE)
+
+.PHONY: series
+series:
+	@series/setup build series
+	@series/export $(BASE)
+
+.PHONY: check-series
+check-series: series
+	@series/check-series $(BASE)
+
+# Does every patch build, with no warning that its parent has not?
+.PHONY: bisect
+bisect: series
+	@series/bisect $(BASE)
+
+# All of them; `make check` has the fast ones.
+.PHONY: lint
+lint: setup
+	@series/lint $(BASE)
+
+.PHONY: cross
+cross: setup
+	@series/cross $(BASE)
+
+# Nothing but what is in the package: no drop-in module.
+.PHONY: distribution-kernel
+distribution-kernel: setup $(O)/vfio_dev_test
+	@series/distribution-kernel $(BASE)
+	@lab/run --base $(BASE) --kernel distribution --edu 2 --smp 2 --timeout 900 \
+		--skips 'no fault injection' --name distribution-$(BASE) -- $(O)/vfio_dev_test
 
 .PHONY: check-abi
 check-abi: modules
@@ -66,6 +103,10 @@ out/lab/wbinvd_test: lab/wbinvd_test.c lab/wbinvd_phase.c lab/wbinvd_phase.h
 out/lab/ept_test: lab/ept_test.c
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -pthread -o $@ $<
+
+out/lab/bench: bench/bench.c
+	@mkdir -p $(@D)
+	$(CC) -O2 -Wall -static -o $@ $<
 
 # The fixture fits Debian's kernel, stock modules and ours alike.
 $(O)/vfio_testdev/vfio_testdev.ko: $(wildcard lab/vfio_testdev/*) | tree
@@ -91,11 +132,13 @@ comma := ,
 
 .PHONY: check
 check: setup
+	@series/setup series lint tools
 	@set -e; for base in $(CHECK_BASES); do $(MAKE) BASE=$$base modules programs; done
 	@lab/check --base $(subst $(empty) $(empty),$(comma),$(CHECK_BASES))
 
 .PHONY: check-debug
 check-debug: debug-kernel programs
+	@lab/vfio_testdev/build $(BASE) debug
 	@lab/check --base $(BASE) --kernel debug
 
 # Breaks the device in many ways, one at a time; about a minute each.
@@ -103,12 +146,22 @@ check-debug: debug-kernel programs
 mutants: modules
 	@lab/mutants --base $(BASE)
 
+# Costs of the stock modules and of ours; make bench PUBLISH=1 puts them into README.
+.PHONY: bench
+bench:
+	@BASE=$(firstword $(CHECK_BASES)) series/setup build lab vmx bench
+	@set -e; for base in $(CHECK_BASES); do \
+		$(MAKE) BASE=$$base modules out/lab/bench out/$$base/vfio_testdev/vfio_testdev.ko; done
+	@bench/run --base $(subst $(empty) $(empty),$(comma),$(CHECK_BASES))
+	@bench/report $(if $(PUBLISH),--publish) $(CHECK_BASES)
+
 .PHONY: demo
 demo: modules
 	@lab/demo --base $(BASE)
 
 .PHONY: shell
 shell: modules
+	@series/setup tools
 	@lab/shell --base $(BASE)
 
 .PHONY: clean

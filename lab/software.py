@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Software of this machine that a run in the emulated host can ask for, in sets:
+
+guest  Debian's QEMU, and a guest that drives an assigned edu device (run-guest starts it)
+tools  what an administrator watches KVM with: trace-cmd, perf, bpftrace, the kernel's kvm_stat;
+       and the pages that tell how, with doc-command, which finds a command in them
+
+files() makes what has to be made, and says what goes where in the words of lab/run's --file.
+"""
+
+import os
+import subprocess
+import sys
+
+import initramfs
+from initramfs import LabError
+
+LAB = os.path.dirname(os.path.realpath(__file__))
+TOP = os.path.dirname(LAB)
+COMPILER = "gcc-12"
+QEMU = "/usr/bin/qemu-system-x86_64"
+
+# The firmware a guest with -kernel and without graphics needs, where QEMU looks for it.
+FIRMWARE = ("/usr/share/seabios/bios-256k.bin", "/usr/share/qemu/kvmvapic.bin",
+            "/usr/share/qemu/linuxboot_dma.bin")
+
+PYTHON = os.path.realpath("/usr/bin/python3")
+TOOLS = ("/usr/bin/trace-cmd", "/usr/bin/perf", "/usr/bin/bpftrace")
+
+# Where what is documented can be tried.
+PAGES = ("ADMIN.md", "Documentation/virtual/kvm/devices/vfio.txt")
+
+
+def build(folder, name, source, flags):
+    """Compile lab/SOURCE unless that was done; returns the result's path."""
+    source = os.path.join(LAB, source)
+    product = os.path.join(folder, name)
+    if os.path.exists(product) and os.path.getmtime(product) >= os.path.getmtime(source):
+        return product
+    command = [COMPILER, "-O2", "-Wall", *flags, "-o", f"{product}.{os.getpid()}", source]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise LabError(f"{COMPILER} is not installed: run make setup") from None
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+        raise LabError(f"{source} does not compile: see above")
+    os.rename(f"{product}.{os.getpid()}", product)
+    return product
+
+
+def debian_kernel(base):
+    """Debian's newest kernel of the base: (its release, where it is unpacked)."""
+    debian = os.path.join(TOP, "out", base, "debian")
+    try:
+        with open(os.path.join(debian, "release"), encoding="ascii") as f:
+            return f.read().strip(), os.path.join(debian, "root")
+    except FileNotFoundError:
+        raise LabError(f"Debian's kernel is not there yet: run make modules BASE={base}") from None
+
+
+def guest_archive(root, release, program):
+    """The guest's initramfs: busybox, uio_pci_generic, edu_dma."""
+    modules = initramfs.Modules(os.path.join(root, "lib", "modules", release), release)
+    cpio = initramfs.Cpio()
+    cpio.chardev("dev/console", 5, 1)
+    for folder in ("proc", "sys", "tmp", "sbin"):
+        cpio.directory(folder)
+    initramfs.add_busybox(cpio)
+    cpio.file("init", os.path.join(LAB, "demo-guest"))
+    cpio.file("bin/edu_dma", program)
+    for name in modules.closure(["uio_pci_generic"]):
+        cpio.data(name + ".ko", modules.data(name))
+    return cpio.finish()
+
+
+def guest(base):
+    folder = os.path.join(TOP, "out", base, "demo")
+    os.makedirs(folder, exist_ok=True)
+    release, root = debian_kernel(base)
+    initrd = os.path.join(folder, "initrd")
+    # Static, since the guest has no libraries.
+    edu_dma = build(folder, "edu_dma", "edu_dma.c", ["-static"])
+    mark = build(folder, "wbinvd_mark", "wbinvd_mark.c", ["-static"])
+    initramfs.write_atomically(initrd, guest_archive(root, release, edu_dma))
+    return [(os.path.join(root, "boot", "vmlinuz-" + release), "/demo/vmlinuz"),
+            (initrd, "/demo/initrd"), (mark, "/bin/wbinvd_mark"), (QEMU, QEMU),
+            (os.path.join(LAB, "run-guest"), "/bin/run-guest"),
+            *((path, path) for path in FIRMWARE)]
+
+
+def python_modules(program):
+    """What PROGRAM imports, compiled where it can be, and the libraries of that.
+
+    A compiled module belongs to a source of one time, and an initramfs has no times; so it goes
+    where Python looks for one without a source.
+    """
+    script = ("import runpy, sys\n"
+              "runpy.run_path(sys.argv[1])\n"
+              "for m in list(sys.modules.values()):\n"
+              "    print(getattr(m, '__file__', None), getattr(m, '__cached__', None))\n")
+    out = subprocess.run([PYTHON, "-B", "-c", script, program],
+                         capture_output=True, text=True, check=False)
+    if out.returncode:
+        raise LabError(f"{program} cannot be imported: {out.stderr.strip().splitlines()[-1]}")
+    found = set()
+    for path, cached in (line.split(" ", 1) for line in out.stdout.splitlines()):
+        if not path.startswith("/usr/lib/python3"):
+            continue
+        if os.path.exists(cached):
+            found.add((cached, path + "c"))
+        else:
+            found.add((path, path))
+        if path.endswith(".so"):
+            found |= {(need, need) for need in initramfs.libraries(path)}
+    return sorted(found)
+
+
+def tools(base):
+    kvm_stat = os.path.join(TOP, "out", base, "tree", "tools", "kvm", "kvm_stat", "kvm_stat")
+    if not os.path.exists(kvm_stat):
+        raise LabError(f"{kvm_stat} is missing: run make modules BASE={base}")
+    return [*((path, path) for path in TOOLS), (PYTHON, "/usr/bin/python3"),
+            (kvm_stat, "/bin/kvm_stat"), *python_modules(kvm_stat),
+            (os.path.join(LAB, "doc-command"), "/bin/doc-command"),
+            (os.path.join(LAB, "welcome"), ".welcome"),
+            *((os.path.join(TOP, page), "/doc/" + os.path.basename(page)) for page in PAGES)]
+
+
+SETS = {"guest": guest, "tools": tools}
+
+
+def files(name, base):
+    """What set NAME consists of: SRC:DEST, SRC:DEST..."""
+    found = SETS[name](base)
+    for path, _dest in found:
+        if not os.path.exists(path):
+            raise LabError(f"{path} is missing: run series/setup lab tools")
+    return [f"{src}:{dest}" for src, dest in found]
