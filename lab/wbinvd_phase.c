@@ -330,6 +330,28 @@ pid_t fork_child(void)
 	return CHECK(fork());
 }
 
+pid_t fork_doomed(void (*setup)(void))
+{
+	int report[2];
+	char byte;
+	pid_t pid;
+
+	CHECK(pipe(report));
+	pid = fork_child();
+	if (!pid) {
+		setup();
+		CHECK(write(report[1], "x", 1));
+		for (;;)
+			pause();
+	}
+	/* Only the other process can end the read without a byte. */
+	close(report[1]);
+	if (read(report[0], &byte, 1) != 1)
+		die("the process to be killed ended by itself");
+	close(report[0]);
+	return pid;
+}
+
 /* Something hangs, and with it perhaps the CPU: nothing is to be learned any more. */
 static void bail_out(pid_t pid)
 {

@@ -151,6 +151,8 @@ extern const struct scenario *scenario;	/* the present one */
 
 pid_t fork_child(void);
 void wait_for_death(pid_t pid);
+/* A process that is to be killed, and that has done @setup when this returns. */
+pid_t fork_doomed(void (*setup)(void));
 
 /* All of main(); @remark, perhaps NULL, goes on the plan line. */
 int run_scenarios(const struct scenario *scenarios, int n, const char *remark);

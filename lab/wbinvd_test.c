@@ -661,32 +661,21 @@ static void leave_by_close(void)
 }
 
 /* A VM, running and non-coherent, whose process is killed. */
-static void doomed_process(int report)
+static void run_noncoherent_vm(void)
 {
-	struct vm vm;
-	struct vcpu *v = noncoherent_vcpu(&vm, group_open(0));
+	/* Its vCPU runs on after this. */
+	static struct vm vm;
 
-	vcpu_enter(v);
-	CHECK(write(report, "x", 1));
-	for (;;)
-		pause();
+	vcpu_enter(noncoherent_vcpu(&vm, group_open(0)));
 }
 
 static void leave_by_death(void)
 {
 	struct vm vm;
 	struct vcpu *v;
-	int report[2], group;
-	char byte;
-	pid_t pid;
+	pid_t pid = fork_doomed(run_noncoherent_vm);
+	int group;
 
-	CHECK(pipe(report));
-	pid = fork_child();
-	if (!pid)
-		doomed_process(report[1]);
-	close(report[1]);
-	if (read(report[0], &byte, 1) != 1)
-		die("the process to be killed ended by itself");
 	vm_create(&vm);
 	v = vcpu_create(&vm, 2);
 	phase_skipped(v, 2, "it is the other process's VM that is non-coherent");

@@ -553,70 +553,24 @@ static int parse_op(const char *word, struct op *op)
 	return -EINVAL;
 }
 
-/* What an operation did to the world, and what it had to do. */
-struct outcome {
-	int result, expected_result;
-	int flag[2], expected_flag[2];
-	bool flushed, flush_owed;
-};
-
-/* Both guests run first: what their WBINVDs do not do then is owed to them. */
-static void observe(struct world *w, const struct op *op, struct outcome *o)
+static void expect_noncoherent(const struct world *w, bool *expected)
 {
-	bool before[2];
-	long count;
 	int i;
 
-	memset(o, 0, sizeof(*o));
-	for (i = 0; i < 2; i++) {
-		before[i] = should_be_noncoherent(w, i);
-		vm_wbinvd(&w->vm[i]);
-	}
-	count = hits();
-	o->result = op->run(w, op, &o->expected_result);
-	o->flushed = hits() > count;
-	for (i = 0; i < 2; i++) {
-		o->expected_flag[i] = should_be_noncoherent(w, i);
-		o->flag[i] = vm_noncoherent(&w->vm[i]);
-		o->flush_owed |= o->expected_flag[i] && !before[i];
-	}
+	for (i = 0; i < 2; i++)
+		expected[i] = should_be_noncoherent(w, i);
 }
 
-/* The next word of a sequence, or NULL. */
-static const char *next_word(const char **steps, char *word, size_t size)
+static void observe(struct world *w, const struct op *op, struct outcome *o)
 {
-	size_t n = strcspn(*steps, " ");
+	bool expected[2];
 
-	if (!n)
-		return NULL;
-	snprintf(word, size, "%.*s", (int)n, *steps);
-	*steps += n + ((*steps)[n] == ' ');
-	return word;
+	expect_noncoherent(w, expected);
+	outcome_before(o, w->vm, expected);
+	o->result = op->run(w, op, &o->expected_result);
+	expect_noncoherent(w, expected);
+	outcome_after(o, w->vm, expected);
 }
-
-/* A macro, since the harness's EXPECT_ work inside of a test only. */
-#define FOLLOW(world, steps, flush) do {					\
-	const char *all = (steps), *rest = all;					\
-	struct outcome o;							\
-	char word[16];								\
-	struct op op;								\
-										\
-	while (next_word(&rest, word, sizeof(word))) {				\
-		ASSERT_EQ(0, parse_op(word, &op));				\
-		observe(world, &op, &o);					\
-		if (flush) {							\
-			EXPECT_EQ(o.flush_owed, o.flushed)			\
-				TH_LOG("during %s in \"%s\"", word, all);	\
-			continue;						\
-		}								\
-		EXPECT_EQ(o.expected_result, o.result)				\
-			TH_LOG("result of %s in \"%s\"", word, all);		\
-		EXPECT_EQ(o.expected_flag[0], o.flag[0])			\
-			TH_LOG("VM A after %s in \"%s\"", word, all);		\
-		EXPECT_EQ(o.expected_flag[1], o.flag[1])			\
-			TH_LOG("VM B after %s in \"%s\"", word, all);		\
-	}									\
-} while (0)
 
 /* --- Files of devices --- */
 

@@ -1742,37 +1742,23 @@ static void print_op(const struct op *op, char *text, size_t size)
 		 (op->kind == OP_IOMMU ? op->container : op->group) + 1, op->container + 1);
 }
 
-/* What an operation did to the world, and what it had to do. */
-struct outcome {
-	int result, expected_result;
-	int flag[2], expected_flag[2];
-	bool flushed, flush_owed;
-};
-
-/*
- * Both guests have run before the operation, so that a VM which becomes
- * non-coherent owes them what their WBINVDs so far did not do.
- */
-static void observe(struct world *w, const struct op *op, struct outcome *o)
+static void expect_noncoherent(const struct world *w, bool *expected)
 {
-	bool before[2], after;
-	long count;
 	int i;
 
-	for (i = 0; i < 2; i++) {
-		before[i] = should_be_noncoherent(w, i);
-		vm_wbinvd(&w->vm[i]);
-	}
-	o->flush_owed = false;
-	count = hits();
+	for (i = 0; i < 2; i++)
+		expected[i] = should_be_noncoherent(w, i);
+}
+
+static void observe(struct world *w, const struct op *op, struct outcome *o)
+{
+	bool expected[2];
+
+	expect_noncoherent(w, expected);
+	outcome_before(o, w->vm, expected);
 	o->result = do_op(w, op, &o->expected_result);
-	o->flushed = hits() > count;
-	for (i = 0; i < 2; i++) {
-		after = should_be_noncoherent(w, i);
-		o->expected_flag[i] = after;
-		o->flag[i] = vm_noncoherent(&w->vm[i]);
-		o->flush_owed |= after && !before[i];
-	}
+	expect_noncoherent(w, expected);
+	outcome_after(o, w->vm, expected);
 }
 
 FIXTURE(coherency) {
@@ -1997,51 +1983,15 @@ FIXTURE_TEARDOWN(coherency)
 	world_close(&self->world);
 }
 
-/* The next word of a sequence, or NULL. */
-static const char *next_word(const char **steps, char *word, size_t size)
-{
-	size_t n = strcspn(*steps, " ");
-
-	if (!n)
-		return NULL;
-	snprintf(word, size, "%.*s", (int)n, *steps);
-	*steps += n + ((*steps)[n] == ' ');
-	return word;
-}
-
 TEST_F(coherency, flag_follows)
 {
-	const char *rest = variant->steps;
-	struct outcome o;
-	char word[16];
-	struct op op;
-
-	while (next_word(&rest, word, sizeof(word))) {
-		ASSERT_EQ(0, parse_op(word, &op));
-		observe(&self->world, &op, &o);
-		EXPECT_EQ(o.expected_result, o.result)
-			TH_LOG("result of %s in \"%s\"", word, variant->steps);
-		EXPECT_EQ(o.expected_flag[0], o.flag[0])
-			TH_LOG("VM A after %s in \"%s\"", word, variant->steps);
-		EXPECT_EQ(o.expected_flag[1], o.flag[1])
-			TH_LOG("VM B after %s in \"%s\"", word, variant->steps);
-	}
+	FOLLOW(&self->world, variant->steps, false);
 }
 
 /* Exactly when a VM becomes non-coherent are caches written back for it. */
 TEST_F(coherency, flush_is_paid)
 {
-	const char *rest = variant->steps;
-	struct outcome o;
-	char word[16];
-	struct op op;
-
-	while (next_word(&rest, word, sizeof(word))) {
-		ASSERT_EQ(0, parse_op(word, &op));
-		observe(&self->world, &op, &o);
-		EXPECT_EQ(o.flush_owed, o.flushed)
-			TH_LOG("during %s in \"%s\"", word, variant->steps);
-	}
+	FOLLOW(&self->world, variant->steps, true);
 }
 
 /* What the device says agrees with the model, and all its ways to say it do. */

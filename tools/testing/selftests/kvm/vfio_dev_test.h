@@ -890,6 +890,84 @@ static inline void *unbinder_main(void *arg)
 
 /* --- Chance --- */
 
+/* --- A model to compare with --- */
+
+/* What an operation did to two VMs, and what it had to do. */
+struct outcome {
+	int result, expected_result;
+	int flag[2], expected_flag[2];
+	bool flushed, flush_owed;
+	long hits;
+};
+
+/*
+ * Both guests run before the operation, so that a VM which becomes non-coherent
+ * owes them what their WBINVDs so far did not do. EXPECTED is the model's flag
+ * of each VM.
+ */
+static inline void outcome_before(struct outcome *o, struct vm *vm, const bool *expected)
+{
+	int i;
+
+	memset(o, 0, sizeof(*o));
+	for (i = 0; i < 2; i++) {
+		o->expected_flag[i] = expected[i];
+		vm_wbinvd(&vm[i]);
+	}
+	o->hits = hits();
+}
+
+static inline void outcome_after(struct outcome *o, struct vm *vm, const bool *expected)
+{
+	int i;
+
+	o->flushed = hits() > o->hits;
+	for (i = 0; i < 2; i++) {
+		o->flush_owed |= expected[i] && !o->expected_flag[i];
+		o->expected_flag[i] = expected[i];
+		o->flag[i] = vm_noncoherent(&vm[i]);
+	}
+}
+
+/* The next word of a sequence, or NULL. */
+static inline const char *next_word(const char **steps, char *word, size_t size)
+{
+	size_t n = strcspn(*steps, " ");
+
+	if (!n)
+		return NULL;
+	snprintf(word, size, "%.*s", (int)n, *steps);
+	*steps += n + ((*steps)[n] == ' ');
+	return word;
+}
+
+/*
+ * Do what STEPS say, with the struct op, parse_op() and observe() of the program.
+ * A macro, since the harness's EXPECT_ work inside of a test only.
+ */
+#define FOLLOW(world, steps, flush) do {					\
+	const char *all = (steps), *rest = all;					\
+	struct outcome o;							\
+	char word[16];								\
+	struct op op;								\
+										\
+	while (next_word(&rest, word, sizeof(word))) {				\
+		ASSERT_EQ(0, parse_op(word, &op));				\
+		observe(world, &op, &o);					\
+		if (flush) {							\
+			EXPECT_EQ(o.flush_owed, o.flushed)			\
+				TH_LOG("during %s in \"%s\"", word, all);	\
+			continue;						\
+		}								\
+		EXPECT_EQ(o.expected_result, o.result)				\
+			TH_LOG("result of %s in \"%s\"", word, all);		\
+		EXPECT_EQ(o.expected_flag[0], o.flag[0])			\
+			TH_LOG("VM A after %s in \"%s\"", word, all);		\
+		EXPECT_EQ(o.expected_flag[1], o.flag[1])			\
+			TH_LOG("VM B after %s in \"%s\"", word, all);		\
+	}									\
+} while (0)
+
 static inline uint32_t next_random(uint32_t *state)
 {
 	*state = *state * 1664525 + 1013904223;
