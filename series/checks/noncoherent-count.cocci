@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/// kvm->arch.noncoherent_dma_count is written in one place only
+/// a VM's non-coherent DMA is counted, and its flag written, in one place only
 ///
 // The whole protocol of noncoherent_dma.c rests on this.
-// look in: all with noncoherent_dma_count
+// look in: all with noncoherent_dma
 virtual report
 
 // A file that shows it is read-only.
@@ -31,6 +31,8 @@ identifier f;
  f@p(..., &E->arch.noncoherent_dma_count, ...)
 |
  f@p(..., &E.noncoherent_dma_count, ...)
+|
+ f@p(..., &E->noncoherent_dma)
 )
 
 @script:python depends on report@
@@ -38,10 +40,10 @@ p << counted.p;
 f << counted.f;
 @@
 for one in p:
-    if f not in ("atomic_read", "atomic_read_acquire") and (
+    if f not in ("atomic_read", "atomic_read_acquire", "test_bit_acquire") and (
             not one.file.endswith("/noncoherent_dma.c") or one.current_element not in (
             "kvm_arch_register_noncoherent_dma", "kvm_arch_unregister_noncoherent_dma")):
-        coccilib.report.print_report(one, "%s() of noncoherent_dma_count in %s()"
+        coccilib.report.print_report(one, "%s() of non-coherent DMA in %s()"
                                      % (f, one.current_element))
 
 @assigned@
@@ -52,9 +54,11 @@ position p;
  E->arch.noncoherent_dma_count@p = V
 |
  E->noncoherent_dma_count@p = V
+|
+ E->noncoherent_dma@p = V
 )
 
 @script:python depends on report@
 p << assigned.p;
 @@
-coccilib.report.print_report(p[0], "assignment to noncoherent_dma_count")
+coccilib.report.print_report(p[0], "assignment to the count or the flag of non-coherent DMA")

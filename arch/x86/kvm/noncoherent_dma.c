@@ -2,26 +2,29 @@
 /*
  * What non-coherent DMA means to an x86 VM
  *
- * While kvm->arch.noncoherent_dma_count is zero, all DMA to the VM's memory
- * snoops the caches.  Guest memory is then mapped write-back whatever the
- * guest asks for, and WBINVD does nothing.  While it is not zero, some device
- * bypasses the caches, and the guest's memory types and its WBINVD are real.
+ * While the VM's flag is clear, all DMA to its memory snoops the caches.  Guest
+ * memory is then mapped write-back whatever the guest asks for, and WBINVD does
+ * nothing.  While it is set, some device bypasses the caches, and the guest's
+ * memory types and its WBINVD are real.  Everybody reads the flag with
+ * kvm_arch_has_noncoherent_dma(); it follows kvm->arch.noncoherent_dma_count,
+ * which only those who change it look at.
  *
  * A change has to be complete before the system call that causes it returns,
- * with vCPUs running.  All readers of the count fall under one of these:
+ * with vCPUs running.  All readers of the flag fall under one of these:
  *
  *  - An SPTE's memory type is computed under mmu_lock.  The zap takes mmu_lock
- *    after the count has changed, so an SPTE made from the old value is gone
+ *    after the flag has changed, so an SPTE made from the old value is gone
  *    after it, and one made later is made from the new value.
  *
- *  - The mapping level of a page fault may depend on the count, too, and is
+ *  - The mapping level of a page fault may depend on the flag, too, and is
  *    chosen before mmu_lock is taken, but inside kvm->srcu.
  *
  *  - WBINVD: either the vCPU sees the VM non-coherent and flushes, or the one
  *    who made it so sees in wbinvd_dirty_mask the CPUs the vCPU has run on and
  *    flushes them.  Both sides write, have a full barrier, then read: the bit
- *    is set with a locked instruction when the vCPU is loaded on a CPU, and
- *    the count is changed with one.
+ *    of the CPU is set with a locked instruction when the vCPU is loaded on it,
+ *    and the flag is set with one.  A CPU's bit is cleared only when the CPU
+ *    has written its caches back.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -80,11 +83,20 @@ static unsigned int kvm_flush_dirty_cpus(struct kvm_vcpu *vcpu)
  */
 static void kvm_wbinvd_left_cpus(struct kvm_vcpu *vcpu, int cpu)
 {
+	struct cpumask *dirty = vcpu->arch.wbinvd_dirty_mask;
+	struct kvm_flush flush = {};
+
 	if (!kvm_arch_has_noncoherent_dma(vcpu->kvm))
 		return;
 
-	cpumask_clear_cpu(cpu, vcpu->arch.wbinvd_dirty_mask);
-	vcpu->stat.wbinvd_ipis += kvm_flush_dirty_cpus(vcpu);
+	/*
+	 * Not the one it arrives at, which the guest's own WBINVD reaches.  That
+	 * one's bit stays, if it is set: who makes the VM non-coherent at this
+	 * moment may yet have to find it, for a WBINVD of before.
+	 */
+	smp_call_function_many(dirty, wbinvd_ipi, &flush, true);
+	cpumask_and(dirty, dirty, cpumask_of(cpu));
+	vcpu->stat.wbinvd_ipis += atomic_read(&flush.cpus);
 }
 
 /**
@@ -102,15 +114,11 @@ void kvm_wbinvd_vcpu_moved(struct kvm_vcpu *vcpu, int cpu)
 	cpumask_set_cpu(cpu, vcpu->arch.wbinvd_dirty_mask);
 }
 
-/**
- * kvm_wbinvd_noncoherent - execute the guest's WBINVD
- * @vcpu: the vCPU that executed it, loaded, of a VM that is not coherent
- *
- * Every CPU that may hold dirty lines of @vcpu writes its caches back.
- *
- * Context: process context, preemption and interrupts enabled
+/*
+ * Execute the guest's WBINVD: every CPU that may hold dirty lines of the vCPU
+ * writes its caches back.  Returns how many CPUs that were.
  */
-void kvm_wbinvd_noncoherent(struct kvm_vcpu *vcpu)
+static unsigned int kvm_wbinvd_noncoherent(struct kvm_vcpu *vcpu)
 {
 	struct cpumask *dirty = vcpu->arch.wbinvd_dirty_mask;
 	struct kvm_flush flush = {};
@@ -133,13 +141,35 @@ void kvm_wbinvd_noncoherent(struct kvm_vcpu *vcpu)
 	put_cpu();
 
 	vcpu->stat.wbinvd_flushes++;
+	return cpus;
+}
+
+/**
+ * kvm_wbinvd_not_skipped - do what kvm_wbinvd_skipped() could not leave undone
+ * @vcpu: the vCPU that executed WBINVD, loaded
+ *
+ * Context: process context, preemption and interrupts enabled
+ */
+void kvm_wbinvd_not_skipped(struct kvm_vcpu *vcpu)
+{
+	unsigned int cpus = 0;
+
+	if (kvm_arch_has_noncoherent_dma(vcpu->kvm))
+		cpus = kvm_wbinvd_noncoherent(vcpu);
 	trace_kvm_wbinvd(vcpu, cpus);
 }
 
-/* For the inline function, which may not have the tracepoint itself */
-void kvm_wbinvd_trace_skipped(struct kvm_vcpu *vcpu)
+/**
+ * kvm_emulate_wbinvd_not_skipped - the same for an exit of the guest
+ * @vcpu: the vCPU that executed WBINVD, loaded
+ *
+ * Context: as kvm_wbinvd_not_skipped()
+ * Return: as kvm_skip_emulated_instruction()
+ */
+int kvm_emulate_wbinvd_not_skipped(struct kvm_vcpu *vcpu)
 {
-	trace_kvm_wbinvd(vcpu, 0);
+	kvm_wbinvd_not_skipped(vcpu);
+	return kvm_skip_emulated_instruction(vcpu);
 }
 
 static bool kvm_vcpus_dirtied_cpu(int cpu, void *data)
@@ -173,6 +203,7 @@ static void kvm_zap_memtypes(struct kvm *kvm)
 {
 	struct kvm_noncoherent_dma_stat *stat = &kvm->noncoherent_dma_stat;
 	ktime_t start;
+	int idx;
 
 	if (!kvm_memtypes_depend_on_dma(kvm))
 		return;
@@ -184,7 +215,10 @@ static void kvm_zap_memtypes(struct kvm *kvm)
 	 */
 	if (kvm_arch_has_noncoherent_dma(kvm))
 		synchronize_srcu_expedited(&kvm->srcu);
+	/* Where there are rmaps, this walks the memslots. */
+	idx = srcu_read_lock(&kvm->srcu);
 	kvm_zap_gfn_range(kvm, 0, ~0ULL);
+	srcu_read_unlock(&kvm->srcu, idx);
 
 	stat->zaps++;
 	stat->zap_ns += ktime_to_ns(ktime_sub(ktime_get(), start));
@@ -210,6 +244,10 @@ void kvm_arch_register_noncoherent_dma(struct kvm *kvm)
 
 	if (atomic_inc_return(&kvm->arch.noncoherent_dma_count) != 1)
 		return;
+
+	set_bit(KVM_NONCOHERENT_DMA, &kvm->noncoherent_dma);
+	/* Before the dirty masks are read, and the number of vCPUs */
+	smp_mb__after_atomic();
 
 	kvm->noncoherent_dma_stat.changes++;
 
@@ -237,6 +275,8 @@ void kvm_arch_unregister_noncoherent_dma(struct kvm *kvm)
 {
 	if (!atomic_dec_and_test(&kvm->arch.noncoherent_dma_count))
 		return;
+
+	clear_bit(KVM_NONCOHERENT_DMA, &kvm->noncoherent_dma);
 
 	kvm->noncoherent_dma_stat.changes++;
 	kvm_zap_memtypes(kvm);

@@ -8,8 +8,8 @@
 DECLARE_TRACEPOINT(kvm_wbinvd);
 
 void kvm_wbinvd_vcpu_moved(struct kvm_vcpu *vcpu, int cpu);
-void kvm_wbinvd_noncoherent(struct kvm_vcpu *vcpu);
-void kvm_wbinvd_trace_skipped(struct kvm_vcpu *vcpu);
+void kvm_wbinvd_not_skipped(struct kvm_vcpu *vcpu);
+int kvm_emulate_wbinvd_not_skipped(struct kvm_vcpu *vcpu);
 void kvm_noncoherent_dma_create_vm_debugfs(struct kvm *kvm);
 
 /*
@@ -25,18 +25,20 @@ static inline void kvm_wbinvd_vcpu_load(struct kvm_vcpu *vcpu, int cpu)
 }
 
 /**
- * kvm_wbinvd - do what the guest's WBINVD has to do
+ * kvm_wbinvd_skipped - count a WBINVD of the guest
  * @vcpu: the vCPU that executed it, loaded
  *
- * Nothing while the VM is coherent.
+ * Inline, with all else out of line, so that a coherent VM pays no more for an
+ * exit than it would without the count and the tracepoint.
+ *
+ * Return: true if there is nothing to do: the VM is coherent, and nobody wants
+ *	to hear of it
  */
-static inline void kvm_wbinvd(struct kvm_vcpu *vcpu)
+static inline bool kvm_wbinvd_skipped(struct kvm_vcpu *vcpu)
 {
 	vcpu->stat.wbinvd_exits++;
-	if (kvm_arch_has_noncoherent_dma(vcpu->kvm))
-		kvm_wbinvd_noncoherent(vcpu);
-	else if (tracepoint_enabled(kvm_wbinvd))
-		kvm_wbinvd_trace_skipped(vcpu);
+	return !kvm_arch_has_noncoherent_dma(vcpu->kvm) &&
+	       !tracepoint_enabled(kvm_wbinvd);
 }
 
 #endif /* __KVM_X86_NONCOHERENT_DMA_H */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // expect: include 1
 // expect: load 1
+// expect: emulate_noskip 1
 // expect: emulate 1
 // expect: no_ipi 1
 // expect: no_need 1
@@ -29,14 +30,26 @@ identifier vcpu, cpu;
  ...
  }
 
-@emulate@
+@emulate_noskip@
 identifier vcpu;
 @@
  kvm_emulate_wbinvd_noskip(struct kvm_vcpu *vcpu)
  {
 -	...
-+	kvm_wbinvd(vcpu);
++	if (!kvm_wbinvd_skipped(vcpu))
++		kvm_wbinvd_not_skipped(vcpu);
 +	return X86EMUL_CONTINUE;
+ }
+
+@emulate@
+identifier vcpu;
+@@
+ kvm_emulate_wbinvd(struct kvm_vcpu *vcpu)
+ {
+-	kvm_emulate_wbinvd_noskip(vcpu);
++	if (!kvm_wbinvd_skipped(vcpu))
++		return kvm_emulate_wbinvd_not_skipped(vcpu);
+ 	return kvm_skip_emulated_instruction(vcpu);
  }
 
 // What noncoherent_dma.c has instead
