@@ -240,8 +240,9 @@ static const char *no_device_files(void)
 /*
  * Two VMs, A and B, and two files: of devices or, with COMPAT, of their groups.
  * Every operation is done for real and in the model; its result and, after it,
- * the flag of both VMs must be the model's, and caches must have been written
- * back during it exactly if a VM became non-coherent.
+ * the flag of both VMs and what the device says of them and of the files must be
+ * the model's, and caches must have been written back during it exactly if a VM
+ * became non-coherent.
  */
 struct file {
 	int fd;			/* -1: closed */
@@ -561,15 +562,42 @@ static void expect_noncoherent(const struct world *w, bool *expected)
 		expected[i] = should_be_noncoherent(w, i);
 }
 
+/* What the device says of a VM and of both files agrees with the model. */
+static bool state_agrees(const struct world *w, int vm)
+{
+	int i, files = 0, noncoherent = 0, expected;
+
+	for (i = 0; i < 2; i++) {
+		const struct file *f = &w->file[i];
+
+		files += f->owner == vm;
+		if (f->owner != vm)
+			expected = -ENOENT;
+		else
+			expected = f->attached ? attached_state() : KVM_VFIO_FILE_NOT_ATTACHED;
+		noncoherent += expected == KVM_VFIO_FILE_NOT_ENFORCED;
+		if (f->fd >= 0 && !file_state_is(&w->vm[vm], f->fd, expected))
+			return false;
+	}
+	return vm_state_is(&w->vm[vm], files, noncoherent);
+}
+
+/* A VM of which the device says anything else has that instead of a flag. */
+#define STATE_DISAGREES	(-EUCLEAN)
+
 static void observe(struct world *w, const struct op *op, struct outcome *o)
 {
 	bool expected[2];
+	int i;
 
 	expect_noncoherent(w, expected);
 	outcome_before(o, w->vm, expected);
 	o->result = op->run(w, op, &o->expected_result);
 	expect_noncoherent(w, expected);
 	outcome_after(o, w->vm, expected);
+	for (i = 0; i < 2; i++)
+		if (!state_agrees(w, i))
+			o->flag[i] = STATE_DISAGREES;
 }
 
 /* --- Files of devices --- */
@@ -914,15 +942,35 @@ FIXTURE_TEARDOWN(group_device)
 	close_fd(&self->iommufd);
 }
 
+/* The VM tracks so many FILES, of which so many are ATTACHED, and is what they make it. */
+#define EXPECT_TRACKS(tracker, files, attached) do {				\
+	const int noncoherent = host.noncoherent ? (attached) : 0;		\
+	struct vm *vm = (tracker);						\
+										\
+	EXPECT_EQ(!!noncoherent, vm_noncoherent(vm));				\
+	EXPECT_TRUE(vm_state_is(vm, files, noncoherent));			\
+} while (0)
+
 /* It is attached as long as it is open. */
 TEST_F(group_device, flag_follows)
 {
-	EXPECT_EQ(0, vm_noncoherent(&self->a));
+	EXPECT_TRACKS(&self->a, 0, 0);
 	EXPECT_EQ(0, dev_add(self->a.dev, self->device));
-	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+	EXPECT_TRACKS(&self->a, 1, 1);
+	EXPECT_TRUE(file_state_is(&self->a, self->device, attached_state()));
 	EXPECT_EQ(0, dev_del(self->a.dev, self->device));
-	EXPECT_EQ(0, vm_noncoherent(&self->a));
+	EXPECT_TRACKS(&self->a, 0, 0);
+	EXPECT_TRUE(file_state_is(&self->a, self->device, -ENOENT));
 	EXPECT_EQ(-ENOENT, dev_del(self->a.dev, self->device));
+}
+
+TEST_F(group_device, state_can_be_read)
+{
+	REQUIRE(no_state(&self->a));
+	EXPECT_EQ(0, dev_add(self->a.dev, self->device));
+	EXPECT_EQ(attached_state(), get_file_state(self->a.dev, self->device));
+	EXPECT_EQ(-ENOENT, get_file_state(self->b.dev, self->device));
+	EXPECT_EQ(-ENOENT, get_file_state(self->a.dev, self->group));
 }
 
 TEST_F(group_device, is_exclusive)
@@ -934,10 +982,15 @@ TEST_F(group_device, is_exclusive)
 	EXPECT_EQ(-EEXIST, dev_add(self->a.dev, copy));
 	EXPECT_EQ(-EBUSY, dev_add(self->b.dev, self->device));
 	EXPECT_EQ(-ENOENT, dev_del(self->b.dev, self->device));
-	EXPECT_EQ(0, vm_noncoherent(&self->b));
+	EXPECT_TRACKS(&self->a, 1, 1);
+	EXPECT_TRACKS(&self->b, 0, 0);
+	EXPECT_TRUE(file_state_is(&self->a, copy, attached_state()));
+	EXPECT_TRUE(file_state_is(&self->b, copy, -ENOENT));
 	EXPECT_EQ(0, dev_del(self->a.dev, copy));
 	EXPECT_EQ(0, dev_add(self->b.dev, self->device));
-	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->b));
+	EXPECT_TRACKS(&self->b, 1, 1);
+	EXPECT_TRUE(file_state_is(&self->a, copy, -ENOENT));
+	EXPECT_TRUE(file_state_is(&self->b, copy, attached_state()));
 	EXPECT_EQ(-EBUSY, dev_add(self->a.dev, self->device));
 }
 
@@ -946,13 +999,18 @@ TEST_F(group_device, beside_its_group)
 {
 	EXPECT_EQ(0, dev_add(self->a.dev, self->group));
 	EXPECT_EQ(0, dev_add(self->a.dev, self->device));
+	EXPECT_TRACKS(&self->a, 2, 2);
 	EXPECT_EQ(0, dev_del(self->a.dev, self->group));
-	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+	EXPECT_TRACKS(&self->a, 1, 1);
+	EXPECT_TRUE(file_state_is(&self->a, self->group, -ENOENT));
+	EXPECT_TRUE(file_state_is(&self->a, self->device, attached_state()));
 	EXPECT_EQ(0, dev_add(self->a.dev, self->group));
 	EXPECT_EQ(0, dev_del(self->a.dev, self->device));
-	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+	EXPECT_TRACKS(&self->a, 1, 1);
+	EXPECT_TRUE(file_state_is(&self->a, self->group, attached_state()));
+	EXPECT_TRUE(file_state_is(&self->a, self->device, -ENOENT));
 	EXPECT_EQ(0, dev_del(self->a.dev, self->group));
-	EXPECT_EQ(0, vm_noncoherent(&self->a));
+	EXPECT_TRACKS(&self->a, 0, 0);
 }
 
 /* A device can be opened twice, and then has two files. */
@@ -963,13 +1021,56 @@ TEST_F(group_device, two_files)
 	ASSERT_LE(0, second);
 	EXPECT_EQ(0, dev_add(self->a.dev, self->device));
 	EXPECT_EQ(0, dev_add(self->a.dev, second));
+	EXPECT_TRACKS(&self->a, 2, 2);
 	EXPECT_EQ(0, dev_del(self->a.dev, self->device));
-	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+	EXPECT_TRACKS(&self->a, 1, 1);
+	EXPECT_TRUE(file_state_is(&self->a, self->device, -ENOENT));
 	close_fd(&self->device);
-	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+	EXPECT_TRACKS(&self->a, 1, 1);
+	EXPECT_TRUE(file_state_is(&self->a, second, attached_state()));
 	EXPECT_EQ(0, dev_del(self->a.dev, second));
-	EXPECT_EQ(0, vm_noncoherent(&self->a));
+	EXPECT_TRACKS(&self->a, 0, 0);
 	close(second);
+}
+
+/*
+ * VFIO has told vfio-pci to let go of the device, and waits until nobody has it
+ * open: until then it may do DMA, and its group's user must not hear otherwise.
+ */
+TEST_F(group_device, unbound_with_two_files)
+{
+	int second = group_get_device(self->group, 0), i;
+	struct unbinder u = { .bdf = host.bdf[0] };
+
+	ASSERT_LE(0, second);
+	EXPECT_EQ(0, dev_add(self->a.dev, self->group));
+	EXPECT_EQ(0, dev_add(self->b.dev, second));
+	ASSERT_EQ(0, pthread_create(&u.thread, NULL, unbinder_main, &u));
+	sleep_ms(300);
+	EXPECT_TRACKS(&self->a, 1, 1);
+	close_fd(&self->device);
+	EXPECT_FALSE(u.done);
+	EXPECT_TRACKS(&self->a, 1, 1);
+	EXPECT_TRACKS(&self->b, 1, 1);
+	EXPECT_EQ(0, dev_del(self->a.dev, self->group));
+	EXPECT_EQ(0, dev_add(self->a.dev, self->group));
+	EXPECT_TRACKS(&self->a, 1, 1);
+	EXPECT_TRUE(file_state_is(&self->a, self->group, attached_state()));
+	EXPECT_EQ(0, dev_del(self->b.dev, second));
+	close(second);
+	for (i = 0; i < 500 && !u.done; i++)
+		sleep_ms(10);
+	EXPECT_TRUE(u.done);
+	EXPECT_TRACKS(&self->a, 1, 0);
+	EXPECT_TRACKS(&self->b, 0, 0);
+	EXPECT_TRUE(file_state_is(&self->a, self->group, KVM_VFIO_FILE_NOT_ATTACHED));
+	/* Else a device that is wrongly kept would keep this process, too. */
+	vm_close(&self->a);
+	vm_close(&self->b);
+	close_fd(&self->group);
+	pthread_join(u.thread, NULL);
+	EXPECT_EQ(0, u.ret);
+	EXPECT_EQ(0, bind_vfio_pci(host.bdf[0]));
 }
 
 /* The VM keeps the file, the file the device, and that the group's attachment. */
@@ -978,16 +1079,16 @@ TEST_F(group_device, kept_while_tracked)
 	EXPECT_EQ(0, dev_add(self->a.dev, self->device));
 	EXPECT_EQ(0, dev_add(self->b.dev, self->group));
 	close_fd(&self->device);
-	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
-	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->b));
+	EXPECT_TRACKS(&self->a, 1, 1);
+	EXPECT_TRACKS(&self->b, 1, 1);
 	if (!variant->iommufd)
 		EXPECT_EQ(-EBUSY, group_leave(self->group));
 	close_fd(&self->a.dev);
 	EXPECT_EQ(0, vm_noncoherent(&self->a));
-	if (variant->iommufd)
-		EXPECT_EQ(0, vm_noncoherent(&self->b));
+	EXPECT_TRACKS(&self->b, 1, !variant->iommufd);
 	EXPECT_EQ(0, group_leave(self->group));
-	EXPECT_EQ(0, vm_noncoherent(&self->b));
+	EXPECT_TRACKS(&self->b, 1, 0);
+	EXPECT_TRUE(file_state_is(&self->b, self->group, KVM_VFIO_FILE_NOT_ATTACHED));
 }
 
 /* These are for devices that do not come from a group. */
@@ -997,7 +1098,7 @@ TEST_F(group_device, cannot_be_bound)
 	EXPECT_GT(0, cdev_bind(self->device, self->iommufd));
 	EXPECT_GT(0, cdev_attach(self->device, 1));
 	EXPECT_GT(0, cdev_detach(self->device));
-	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+	EXPECT_TRACKS(&self->a, 1, 1);
 }
 
 /* --- Who else has the device --- */

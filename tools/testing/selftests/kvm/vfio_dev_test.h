@@ -974,4 +974,35 @@ static inline uint32_t next_random(uint32_t *state)
 	return *state >> 12;
 }
 
+/*
+ * What the device says of its VM, in all its ways: FILES are tracked, and so many
+ * of them are not coherent.  Also true if it says nothing; that it has to is for
+ * a test of its own, see no_state().
+ */
+static inline bool vm_state_is(const struct vm *vm, int files, int noncoherent)
+{
+	struct kvm_vfio_vm_state state;
+
+	if (*no_state(vm))
+		return true;
+	return !get_vm_state(vm->dev, &state) && state.files == (uint32_t)files &&
+		state.noncoherent_files == (uint32_t)noncoherent &&
+		state.noncoherent == !!noncoherent && !state.pad &&
+		fdinfo_number(vm->dev, "noncoherent") == !!noncoherent &&
+		fdinfo_number(vm->dev, "files") == files &&
+		fdinfo_number(vm->dev, "noncoherent_files") == noncoherent;
+}
+
+/* The same for one file: KVM_VFIO_FILE_*, or -ENOENT if the VM does not track it. */
+static inline bool file_state_is(const struct vm *vm, int fd, int expected)
+{
+	return *no_state(vm) || get_file_state(vm->dev, fd) == expected;
+}
+
+/* What a file that is attached must be on this host. */
+static inline int attached_state(void)
+{
+	return host.noncoherent ? KVM_VFIO_FILE_NOT_ENFORCED : KVM_VFIO_FILE_ENFORCED;
+}
+
 #endif /* SELFTEST_KVM_VFIO_DEV_TEST_H */
