@@ -3,18 +3,21 @@
  * vfio_testdev: VFIO groups for tests, on any machine and in any number.
  *
  * A software IOMMU with platform devices behind it, each in an IOMMU group of
- * its own and bound to a VFIO driver that does nothing.  Everything between
- * user space and this module is the real thing: vfio.ko, its containers and
- * type1 (and iommufd where the kernel has it) attach the groups to domains of
- * this IOMMU, map user memory into them, and ask them to enforce coherency.
- * No device ever does DMA.
+ * its own or in another's, and bound to a VFIO driver that does nothing.
+ * Everything between user space and this module is the real thing: vfio.ko, its
+ * containers and type1 (and iommufd where the kernel has it) attach the groups
+ * to domains of this IOMMU, map user memory into them, and ask them to enforce
+ * coherency.  No device ever does DMA.
  *
  * The answer to that question is what the module is for.  A domain enforces
  * coherency if all devices attached to it when it is asked are coherent, and
  * then refuses others, as hardware IOMMUs do.
  *
  *   /sys/devices/vfio_testdev/
- *     create    write "COUNT" or "COUNT noncoherent"; read: the next device's ID
+ *     create    write "COUNT", "COUNT noncoherent" or, for devices in the group of
+ *               device ID, "COUNT coherent|noncoherent ID"; fails if the domain of
+ *               that group enforces coherency and the device is not coherent.
+ *               Read: the next device's ID
  *     destroy   write "ID" or "all"; waits for users of the device to close it
  *     vfio_testdev.ID/          the name for VFIO_GROUP_GET_DEVICE_FD, too
  *       coherent     1 or 0, may be written at any time: counts from the next
@@ -68,6 +71,8 @@ struct testdev_domain {
 /* The platform data of a device, so it lives exactly as long. */
 struct testdev {
 	bool coherent;
+	/* To join, rather than one of its own; only while it is created. */
+	struct iommu_group *group;
 	struct testdev_domain *domain;
 };
 
@@ -243,6 +248,13 @@ static void testdev_release_device(struct device *dev)
 	mutex_unlock(&domain_lock);
 }
 
+static struct iommu_group *testdev_device_group(struct device *dev)
+{
+	struct iommu_group *group = to_testdev(dev)->group;
+
+	return group ? iommu_group_ref_get(group) : generic_device_group(dev);
+}
+
 /* No kernel driver does DMA here, so nothing needs the DMA API's domains. */
 static int testdev_def_domain_type(struct device *dev)
 {
@@ -254,7 +266,7 @@ static const struct iommu_ops testdev_iommu_ops = {
 	.domain_alloc		= testdev_domain_alloc,
 	.probe_device		= testdev_probe_device,
 	.release_device		= testdev_release_device,
-	.device_group		= generic_device_group,
+	.device_group		= testdev_device_group,
 	.def_domain_type	= testdev_def_domain_type,
 	.default_domain_ops	= &testdev_domain_ops,
 	.pgsize_bitmap		= PAGE_SIZE,
@@ -415,9 +427,9 @@ static struct attribute *testdev_attrs[] = {
 };
 ATTRIBUTE_GROUPS(testdev);
 
-static int testdev_create(bool coherent)
+static int testdev_create(bool coherent, struct iommu_group *group)
 {
-	struct testdev td = { .coherent = coherent };
+	struct testdev td = { .coherent = coherent, .group = group };
 	struct platform_device *pdev;
 	int ret;
 
@@ -437,19 +449,47 @@ static int testdev_create(bool coherent)
 		platform_device_put(pdev);
 		return ret;
 	}
+	to_testdev(&pdev->dev)->group = NULL;
+	/* The driver core puts up with a device that its IOMMU refused. */
+	if (!device_iommu_mapped(&pdev->dev)) {
+		platform_device_unregister(pdev);
+		return -EINVAL;
+	}
 	next_id++;
 	return 0;
 }
 
-static int testdev_create_many(unsigned int count, bool coherent)
+static int testdev_create_many(unsigned int count, bool coherent,
+			       struct iommu_group *group)
 {
 	int ret = 0;
 
 	mutex_lock(&create_lock);
 	while (count-- && !ret)
-		ret = testdev_create(coherent);
+		ret = testdev_create(coherent, group);
 	mutex_unlock(&create_lock);
 	return ret;
+}
+
+/* The caller puts it. */
+static struct device *testdev_find(unsigned int id)
+{
+	char name[sizeof(TESTDEV_NAME) + 12];
+
+	snprintf(name, sizeof(name), TESTDEV_NAME ".%u", id);
+	return device_find_child_by_name(root, name);
+}
+
+/* The caller puts it, if there is one. */
+static struct iommu_group *testdev_group_of(unsigned int id)
+{
+	struct device *dev = testdev_find(id);
+	struct iommu_group *group = NULL;
+
+	if (dev)
+		group = iommu_group_get(dev);
+	put_device(dev);
+	return group;
 }
 
 static int testdev_destroy(struct device *dev, void *unused)
@@ -468,12 +508,10 @@ static void testdev_destroy_all(void)
 
 static int testdev_destroy_one(unsigned int id)
 {
-	char name[sizeof(TESTDEV_NAME) + 12];
 	struct device *dev;
 
-	snprintf(name, sizeof(name), TESTDEV_NAME ".%u", id);
 	mutex_lock(&create_lock);
-	dev = device_find_child_by_name(root, name);
+	dev = testdev_find(id);
 	if (dev) {
 		testdev_destroy(dev, NULL);
 		put_device(dev);
@@ -491,18 +529,23 @@ static ssize_t create_show(struct device *dev, struct device_attribute *attr,
 static ssize_t create_store(struct device *dev, struct device_attribute *attr,
 			    const char *buf, size_t len)
 {
+	struct iommu_group *group = NULL;
 	char kind[16] = "coherent";
-	unsigned int count;
-	int ret;
+	unsigned int count, id;
+	int words, ret;
 
-	if (sscanf(buf, "%u %15s", &count, kind) < 1 || count > TESTDEV_MAX)
+	words = sscanf(buf, "%u %15s %u", &count, kind, &id);
+	if (words < 1 || count > TESTDEV_MAX)
 		return -EINVAL;
-	if (!strcmp(kind, "coherent"))
-		ret = testdev_create_many(count, true);
-	else if (!strcmp(kind, "noncoherent"))
-		ret = testdev_create_many(count, false);
-	else
-		ret = -EINVAL;
+	if (strcmp(kind, "coherent") && strcmp(kind, "noncoherent"))
+		return -EINVAL;
+	if (words == 3) {
+		group = testdev_group_of(id);
+		if (!group)
+			return -ENODEV;
+	}
+	ret = testdev_create_many(count, !strcmp(kind, "coherent"), group);
+	iommu_group_put(group);
 	return ret ? ret : len;
 }
 static DEVICE_ATTR_RW(create);
@@ -543,9 +586,9 @@ static int __init testdev_init(void)
 	ret = platform_driver_register(&testdev_driver);
 	if (ret)
 		goto err_iommu;
-	ret = testdev_create_many(coherent, true);
+	ret = testdev_create_many(coherent, true, NULL);
 	if (!ret)
-		ret = testdev_create_many(noncoherent, false);
+		ret = testdev_create_many(noncoherent, false, NULL);
 	if (!ret)
 		ret = sysfs_create_groups(&root->kobj, root_groups);
 	if (ret)
