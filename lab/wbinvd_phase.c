@@ -100,15 +100,23 @@ static void print_range(int cpu, int min, int max)
 		printf(" %d:%d", cpu, max);
 }
 
+static void print_total(int n)
+{
+	if (n)
+		printf(" total:%d", n);
+}
+
 void phase_end(void)
 {
 	int cpu;
 
 	mark(MARK_BETWEEN);
 	printf("# expect %d by %d host", expected.number, expected.by);
+	print_total(expected.host_total);
 	for (cpu = 0; cpu < CPUS; cpu++)
 		print_range(cpu, expected.host[cpu].min, expected.host[cpu].max);
 	printf(" guest");
+	print_total(expected.guest_total);
 	for (cpu = 0; cpu < CPUS; cpu++)
 		print_range(cpu, expected.guest[cpu], expected.guest[cpu]);
 	printf(" -- %s: %s\n", scenario->name, expected.what);
@@ -136,6 +144,18 @@ void expect_flushes(int cpu, int n)
 void expect_flush(int cpu)
 {
 	expect_flushes(cpu, 1);
+}
+
+void expect_total(int n, int more)
+{
+	int cpu;
+
+	for (cpu = 1; cpu < CPUS; cpu++) {
+		expected.guest[cpu] = -1;
+		expected.host[cpu].max = noncoherent_host ? -1 : 0;
+	}
+	expected.guest_total = n;
+	expected.host_total = noncoherent_host ? n + more : 0;
 }
 
 /* ---- CPUs ---------------------------------------------------------------- */

@@ -20,7 +20,8 @@
  *
  *	# expect PHASE by CPU host CPU:COUNT... guest CPU:COUNT... -- WHAT
  *
- * with COUNT as N, N-M or * (any number); CPUs that are not named have none.
+ * with COUNT as N, N-M or * (any number); CPUs that are not named have none. A
+ * CPU named total stands for the sum of all.
  */
 #ifndef WBINVD_PHASE_H
 #define WBINVD_PHASE_H
@@ -71,7 +72,8 @@ extern struct expected {
 	int by;
 	char what[160];
 	struct { int min, max; } host[CPUS];
-	int guest[CPUS];
+	int guest[CPUS];	/* -1: any number */
+	int host_total, guest_total;	/* if they are not 0 */
 } expected;
 
 /* What follows, up to phase_end(), is a phase: says what must be seen in it. */
@@ -91,6 +93,8 @@ void expect_unrelated(int cpu, int min, int max);
 void expect_flushes(int cpu, int n);
 void expect_some_flushes(int cpu, int min, int max);
 void expect_flush(int cpu);
+/* On CPUs other than 0, no matter which: @n WBINVDs of guests, and @more flushes than that. */
+void expect_total(int n, int more);
 
 /* ---- CPUs ---------------------------------------------------------------- */
 

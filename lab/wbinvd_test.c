@@ -15,6 +15,8 @@
  *  - From then on a vCPU's WBINVD is executed on every CPU noted for the vCPU,
  *    of which only the one it runs on stays noted.
  *  - Once the last such group has left, they are skipped again.
+ *  - WBINVDs of a coherent VM, and of a vCPU that never left its CPU, interrupt
+ *    no other CPU.
  *
  * With snoop control on, every group is coherent, and the same phases must see
  * none at all.
@@ -26,6 +28,7 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <limits.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -53,29 +56,29 @@ static void cpu2_online(void)
 	phase_end();
 }
 
-/* Call-function interrupts so far, of all CPUs. */
+/* The CPUs on which nothing of the test runs, but for which a vCPU may be noted. */
+#define OTHER_CPUS	"1 and 2"
+
+/*
+ * Call-function interrupts of OTHER_CPUS so far. The file stays open: closing it
+ * would start an RCU grace period, with interrupts of its own.
+ */
 static long call_interrupts(void)
 {
-	char line[1024];
-	long sum = 0;
-	FILE *f = fopen("/proc/interrupts", "r");
+	static int fd = -1;
+	char text[16384], *line;
+	long one, two;
+	int size = 0, n;
 
-	while (f && fgets(line, sizeof(line), f)) {
-		char *at = strstr(line, "CAL:"), *end;
-
-		if (!at)
-			continue;
-		for (at += 4;; at = end) {
-			long n = strtol(at, &end, 10);
-
-			if (end == at)
-				break;
-			sum += n;
-		}
-		fclose(f);
-		return sum;
-	}
-	die("/proc/interrupts has no CAL line");
+	if (fd < 0)
+		fd = CHECK(open("/proc/interrupts", O_RDONLY | O_CLOEXEC));
+	while ((n = CHECK(pread(fd, text + size, sizeof(text) - 1 - size, size))))
+		size += n;
+	text[size] = 0;
+	line = strstr(text, "CAL:");
+	if (!line || sscanf(line, "CAL: %*d %ld %ld", &one, &two) != 2)
+		die("/proc/interrupts has no CAL line");
+	return one + two;
 }
 
 /* ---- guests -------------------------------------------------------------- */
@@ -298,26 +301,47 @@ static void marks_name_cpus(void)
 	pin(0, 0);
 }
 
-#define MANY	400
+#define MANY	20
+#define ROUNDS	15
 
-static void wbinvds_without_ipi(struct vcpu *v, const char *why)
+/*
+ * WBINVDs that interrupt nobody. The kernel's own business causes a call-function
+ * interrupt now and then, even on an idle CPU (one that is busy asks one that is
+ * not to balance the load), but rarely within the few milliseconds of a round; an
+ * IPI of a WBINVD, even if only a round's first one sends it, comes in all rounds.
+ */
+static void wbinvds_without_ipi(struct vcpu *v, void (*before)(struct vcpu *v), bool executed,
+				const char *why)
 {
-	long before, ipis;
+	long ipis = 1;
+	int round;
 
-	phase("%d WBINVDs are skipped, %s", MANY, why);
+	for (round = 0; ipis && round < ROUNDS; round++) {
+		before(v);
+		call_interrupts();
+		/* What all that has set going comes to rest. */
+		sleep_ms(100 * patience);
+		phase("%d WBINVDs without an IPI, %s", MANY, why);
+		ipis = call_interrupts();
+		vcpu_wbinvds(v, 3, MANY);
+		ipis = call_interrupts() - ipis;
+		if (executed)
+			expect_flushes(3, MANY);
+		phase_end();
+		vcpu_leave(v);
+		printf("# %ld call-function interrupts of CPUs " OTHER_CPUS "\n", ipis);
+	}
+	if (ipis)
+		die("WBINVDs on CPU 3 interrupt CPUs " OTHER_CPUS ", %s", why);
+}
+
+/* All CPUs have dirty lines of a vCPU that is in its guest on CPU 3. */
+static void dirty_every_cpu(struct vcpu *v)
+{
 	vcpu_run_on(v, 1);
 	vcpu_run_on(v, 2);
-	vcpu_run_on(v, 3);
+	vcpu_move(v, 3);
 	vcpu_enter(v);
-	before = call_interrupts();
-	vcpu_wbinvds(v, 3, MANY);
-	ipis = call_interrupts() - before;
-	vcpu_leave(v);
-	phase_end();
-	printf("# %ld call-function interrupts during %d skipped WBINVDs\n", ipis, MANY);
-	/* The kernel's own business may cause some. */
-	if (ipis > MANY / 2)
-		die("skipped WBINVDs send IPIs");
 }
 
 static void coherent_vm(void)
@@ -327,11 +351,25 @@ static void coherent_vm(void)
 
 	vm_create(&vm);
 	v = vcpu_create(&vm, 1);
-	wbinvds_without_ipi(v, "a VM without the device");
+	wbinvds_without_ipi(v, dirty_every_cpu, false, "a VM without the device");
 	device_create(&vm);
-	wbinvds_without_ipi(v, "a VM that tracks nothing");
+	wbinvds_without_ipi(v, dirty_every_cpu, false, "a VM that tracks nothing");
 	file_add(&vm, group_open(0));
-	wbinvds_without_ipi(v, "a VM that tracks a group attached to nothing");
+	wbinvds_without_ipi(v, dirty_every_cpu, false,
+			    "a VM that tracks a group attached to nothing");
+}
+
+static void vcpu_on_one_cpu(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+	int group = group_open(0);
+
+	vm_create(&vm);
+	group_attach(group);
+	file_add(&vm, group);
+	v = vcpu_create(&vm, 3);
+	wbinvds_without_ipi(v, vcpu_enter, true, "a vCPU that never left its CPU");
 }
 
 /* A vCPU that has run on CPUs 1 and 2, its WBINVDs skipped. */
@@ -728,6 +766,111 @@ static void attached_by_another_process(void)
 	phase_skipped(v, 2, "the device was closed, and the group with it");
 }
 
+/* ---- preemption ---------------------------------------------------------- */
+
+#define MOVES	200
+
+/* Let the guest execute WBINVDs, how many is seen later, until vcpu_stop_wbinvds(). */
+static void vcpu_start_wbinvds(struct vcpu *v)
+{
+	WRITE(v->box->todo, INT_MAX);
+	WRITE(v->box->cmd, CMD_WBINVD);
+}
+
+static void vcpu_stop_wbinvds(struct vcpu *v)
+{
+	double limit = now() + SCENARIO_LIMIT / 2;
+
+	/* The guest may just be counting down, and not see it. */
+	do {
+		WRITE(v->box->todo, 1);
+		if (now() > limit)
+			die("vCPU %d does not stop its WBINVDs", v->id);
+		sleep_ms(1);
+	} while (READ(v->box->cmd) != CMD_NONE);
+}
+
+/* Wait for WBINVDs of which one begins after this was called. */
+static void vcpu_wait_wbinvd(struct vcpu *v)
+{
+	uint32_t start = READ(v->box->done);
+	double limit = now() + SCENARIO_LIMIT / 2;
+
+	while (READ(v->box->done) - start < 2)
+		if (now() > limit)
+			die("vCPU %d executes no WBINVD", v->id);
+}
+
+/* Not to move the vCPU at the same point of each WBINVD */
+static void spin(int n)
+{
+	volatile int i;
+
+	for (i = 0; i < n; i++)
+		;
+}
+
+/*
+ * Where the kernel can be preempted, that may be between any two steps of
+ * executing a WBINVD. Whatever the step, the CPU that the vCPU leaves keeps dirty
+ * lines, which the next WBINVD, or the one that was interrupted, must write back
+ * there: one flush more for each move, neither lost nor doubled.
+ */
+static void moved_during_wbinvds(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+	int group = group_open(0), cpu = 1, i;
+	uint32_t first;
+
+	vm_create(&vm);
+	group_attach(group);
+	file_add(&vm, group);
+	v = vcpu_create(&vm, cpu);
+	vcpu_enter(v);
+	first = READ(v->box->done);
+	phase("each of %d moves during WBINVDs costs one flush more", MOVES);
+	vcpu_start_wbinvds(v);
+	for (i = 0; i < MOVES; i++) {
+		vcpu_wait_wbinvd(v);
+		spin(i * 97 % 1000 * 10);
+		cpu = 1 + cpu % 3;
+		vcpu_move(v, cpu);
+	}
+	vcpu_wait_wbinvd(v);
+	vcpu_stop_wbinvds(v);
+	expect_total(READ(v->box->done) - first, MOVES);
+	phase_end();
+
+	phase("then one on CPU %d flushes that one only", cpu);
+	vcpu_wbinvd(v, cpu);
+	expect_flush(cpu);
+	phase_end();
+
+	phase("and one after another move both");
+	vcpu_move(v, 1 + cpu % 3);
+	vcpu_wait_beats(v);
+	vcpu_wbinvd(v, 1 + cpu % 3);
+	expect_flush(cpu);
+	expect_flush(1 + cpu % 3);
+	phase_end();
+	vcpu_leave(v);
+}
+
+/* Of a run with that on the kernel's command line */
+static void fully_preemptible(void)
+{
+	char text[64] = "";
+	int fd = CHECK(open("/sys/kernel/debug/sched/preempt", O_RDONLY | O_CLOEXEC));
+
+	CHECK(read(fd, text, sizeof(text) - 1));
+	close(fd);
+	if (!strstr(text, "(full)"))
+		die("the kernel's preemption is %s", text);
+}
+
+/* ---- CPUs that go -------------------------------------------------------- */
+
 static void unplug_a_noted_cpu(void)
 {
 	struct vm vm;
@@ -905,6 +1048,102 @@ static void coherent_leaves_cpus(void)
 	phase_end();
 }
 
+/* What a coherent VM owed is paid on both, and both stay noted. */
+static void owed_then_back(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+	int group = group_open(0);
+
+	vm_create(&vm);
+	file_add(&vm, group);
+	v = vcpu_create(&vm, 1);
+	phase("running on CPU 1, then on CPU 2, while coherent flushes nothing");
+	vcpu_run_on(v, 1);
+	vcpu_run_on(v, 2);
+	phase_end();
+
+	phase("attaching pays the owed flush on CPUs 1 and 2");
+	group_attach(group);
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+
+	phase("moving back to CPU 1 flushes CPU 2 only");
+	vcpu_run_on(v, 1);
+	expect_flush(2);
+	phase_end();
+
+	phase("moving on to CPU 3 flushes CPU 1 only");
+	vcpu_run_on(v, 3);
+	expect_flush(1);
+	phase_end();
+}
+
+/* A statistic of the vCPUs of a VM, as its directory in debugfs has it */
+static long vcpu_stat(struct vm *vm, const char *name)
+{
+	char path[128], text[32] = "";
+	int fd;
+
+	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%d-%d/%s", getpid(), vm->fd, name);
+	fd = checked(open(path, O_RDONLY | O_CLOEXEC), path);
+	CHECK(read(fd, text, sizeof(text) - 1));
+	close(fd);
+	return atol(text);
+}
+
+static void expect_stats(struct vm *vm, long exits, long flushes, long ipis)
+{
+	long got[] = {
+		vcpu_stat(vm, "wbinvd_exits"), vcpu_stat(vm, "wbinvd_flushes"),
+		vcpu_stat(vm, "wbinvd_ipis"),
+	};
+
+	if (!noncoherent_host)
+		flushes = ipis = 0;
+	if (got[0] != exits || got[1] != flushes || got[2] != ipis)
+		die("exits, flushes, ipis are %ld, %ld, %ld, not %ld, %ld, %ld: %s",
+		    got[0], got[1], got[2], exits, flushes, ipis, expected.what);
+}
+
+/* A CPU that is left clean is interrupted for it, and no WBINVD was executed. */
+static void statistics(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+	int group = group_open(0);
+
+	vm_create(&vm);
+	file_add(&vm, group);
+	v = vcpu_create(&vm, 1);
+	phase_skipped(v, 1, "a coherent VM");
+	phase_skipped(v, 2, "a coherent VM");
+	expect_stats(&vm, 10, 0, 0);
+
+	phase("attaching pays the owed flush on CPUs 1 and 2");
+	group_attach(group);
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+	expect_stats(&vm, 10, 0, 0);
+
+	phase("moving to CPU 3 flushes both, since then noted");
+	vcpu_run_on(v, 3);
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+	expect_stats(&vm, 10, 0, 2);
+	phase_executed(v, 3, "where it still exits");
+	expect_stats(&vm, 15, 5, 2);
+
+	phase("moving to CPU 1 flushes CPU 3");
+	vcpu_run_on(v, 1);
+	expect_flush(3);
+	phase_end();
+	expect_stats(&vm, 15, 5, 3);
+}
+
 static void load_module(const char *path)
 {
 	int fd = CHECK(open(path, O_RDONLY | O_CLOEXEC));
@@ -916,13 +1155,17 @@ static void load_module(const char *path)
 /* ---- main ---------------------------------------------------------------- */
 
 static const struct scenario scenarios[] = {
+	/* Only if that was asked for */
+	{ "the kernel is fully preemptible", fully_preemptible },
 	{ "marks name the CPUs they are executed on", marks_name_cpus },
 	{ "a coherent VM", coherent_vm },
+	{ "a vCPU on one CPU", vcpu_on_one_cpu },
 	{ "attach, then ADD", attach_then_add },
 	{ "ADD, then attach", add_then_attach },
 	{ "ADD, then join an attached container", join_a_container },
 	{ "WBINVD is executed on every CPU used", executed_on_the_mask },
 	{ "migration while running", migration },
+	{ "migration during WBINVDs", moved_during_wbinvds },
 	{ "change while running", running_during_the_change },
 	{ "two vCPUs", two_vcpus },
 	{ "a second VM", second_vm },
@@ -941,13 +1184,19 @@ static const struct scenario no_exit_scenarios[] = {
 	{ "without the exit: a vCPU leaves its CPUs clean", leaves_clean_cpus },
 	{ "without the exit: so does one that is moved", leaves_clean_cpus_while_running },
 	{ "without the exit: not one of a coherent VM", coherent_leaves_cpus },
+	{ "without the exit: back to a CPU paid for", owed_then_back },
+	{ "without the exit: statistics", statistics },
 };
 
+#define COUNT(array)	((int)(sizeof(array) / sizeof(*(array))))
+
+/* Its argument: a module as above, or preempt=full as the kernel has it. */
 int main(int argc, char **argv)
 {
 	if (argc == 1)
-		return run_scenarios(scenarios, sizeof(scenarios) / sizeof(*scenarios), NULL);
+		return run_scenarios(scenarios + 1, COUNT(scenarios) - 1, NULL);
+	if (!strcmp(argv[1], "preempt=full"))
+		return run_scenarios(scenarios, COUNT(scenarios), NULL);
 	load_module(argv[1]);
-	return run_scenarios(no_exit_scenarios,
-			     sizeof(no_exit_scenarios) / sizeof(*no_exit_scenarios), NULL);
+	return run_scenarios(no_exit_scenarios, COUNT(no_exit_scenarios), NULL);
 }
