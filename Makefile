@@ -12,7 +12,7 @@ export BASE
 CC := gcc-12
 
 PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so out/lab/ept_test out/lab/bench \
-	    $(O)/vfio_dev_test $(O)/vfio_cdev_test $(O)/nested_test \
+	    out/lab/mixed_test $(O)/vfio_dev_test $(O)/vfio_cdev_test $(O)/nested_test \
 	    $(O)/vfio_testdev/vfio_testdev.ko
 
 .PHONY: help
@@ -101,6 +101,10 @@ out/lab/wbinvd_test: lab/wbinvd_test.c lab/wbinvd_phase.c lab/wbinvd_phase.h
 	$(CC) -O2 -Wall -static -pthread -o $@ $(filter %.c,$^)
 
 out/lab/ept_test: lab/ept_test.c
+	@mkdir -p $(@D)
+	$(CC) -O2 -Wall -static -pthread -o $@ $<
+
+out/lab/mixed_test: lab/mixed_test.c
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -pthread -o $@ $<
 

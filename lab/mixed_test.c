@@ -1,0 +1,1627 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Coherent and non-coherent devices in one VM, in one container, in one group.
+ *
+ * Runs in the svm lab without its IOMMU, with vfio_testdev.ko beside it, whose
+ * devices are coherent or not as asked, join a group and leave it. Every step is
+ * done for real and in a model; after each one, all of this has to agree:
+ *
+ *  - the result of the system call,
+ *  - each VM's flag: whether a guest's WBINVD reaches the CPU, which a kprobe in
+ *    KVM counts,
+ *  - what can be read back from each VM's device, of the VM and of every file, and
+ *    from debugfs,
+ *  - each container's VFIO_DMA_CC_IOMMU, which is how the kernel judges it.
+ *
+ * The model knows nothing but the devices, and the rule of each base:
+ *
+ *  - A file is attached while its group is in a container that has its IOMMU, and
+ *    the file of a device while it is open. No other file is non-coherent.
+ *  - Linux 6.1 judges a container: it enforces coherency if each of its groups had
+ *    only coherent devices when it was attached, bound to VFIO or not. What joins
+ *    a group later must fit into its domain and changes nothing.
+ *  - Linux 6.12 judges a group: by the devices that are bound to VFIO right now, or
+ *    were and are still open. What is bound or unbound counts at once.
+ *
+ * A device's coherency is changed at any time on 6.1, where it counts from the next
+ * attachment on. On 6.12 VFIO relies on it not to change while it matters, so that
+ * is done while the device is not bound, or its group not attached.
+ *
+ * Output: KTAP. Usage: mixed_test [SEED [STEPS]], of the random walk.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <linux/perf_event.h>
+#include <linux/vfio.h>
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
+
+#define TESTDEV		"/sys/devices/vfio_testdev/"
+#define DRIVER		"/sys/bus/platform/drivers/vfio_testdev/"
+#define TYPE1		"/sys/module/vfio_iommu_type1/parameters/"
+#define KPROBE_TYPE	"/sys/bus/event_source/devices/kprobe/type"
+
+/* An extension that no distribution's headers have. */
+#ifndef KVM_DEV_VFIO_STATE
+#define KVM_DEV_VFIO_STATE		0x1000
+#define KVM_DEV_VFIO_STATE_VM		1
+#define KVM_DEV_VFIO_STATE_FILE		2
+
+struct kvm_vfio_vm_state {
+	__u32 noncoherent;
+	__u32 files;
+	__u32 noncoherent_files;
+	__u32 pad;
+};
+
+struct kvm_vfio_file_state {
+	__s32 fd;
+	__u32 coherency;
+};
+
+#define KVM_VFIO_FILE_NOT_ATTACHED	0
+#define KVM_VFIO_FILE_ENFORCED		1
+#define KVM_VFIO_FILE_NOT_ENFORCED	2
+#endif
+
+/* Up to Linux 6.1 VFIO judges a container as a whole, later each group by its devices. */
+static bool containers_are_judged;
+/* Stock modules have nothing to read back: they are judged by WBINVD alone. */
+static bool readable;
+
+/* ---- failing ------------------------------------------------------------- */
+
+static jmp_buf test_end;
+static char reason[300];
+static char step[100];		/* the last one, for the reason */
+
+/* End the test that is running. Only for the main thread. */
+static void __attribute__((noreturn, format(printf, 1, 2)))
+fail(const char *format, ...)
+{
+	int used = snprintf(reason, sizeof(reason), "%s: ", step);
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(reason + used, sizeof(reason) - used, format, args);
+	va_end(args);
+	longjmp(test_end, 1);
+}
+
+static void __attribute__((format(printf, 1, 2)))
+begin(const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(step, sizeof(step), format, args);
+	va_end(args);
+}
+
+#define must(call)							\
+({									\
+	long must_ret = (call);						\
+									\
+	if (must_ret < 0)						\
+		fail("%s: %s", #call, strerror(errno));			\
+	must_ret;							\
+})
+
+/* A system call that returns 0 or more, or fails: the result as the kernel gave it. */
+static int call(long ret)
+{
+	return ret < 0 ? -errno : ret;
+}
+
+static const char *name_of(int result)
+{
+	return result >= 0 ? "success" : strerrorname_np(-result);
+}
+
+/* RESULT is that of the step; what succeeds may return any number. */
+static void expect_result(int result, int expected)
+{
+	if ((result < 0 ? result : 0) != expected)
+		fail("%s instead of %s", name_of(result), name_of(expected));
+}
+
+/* ---- files --------------------------------------------------------------- */
+
+static int put(const char *path, const char *text)
+{
+	int fd = call(open(path, O_WRONLY | O_CLOEXEC)), ret;
+
+	if (fd < 0)
+		return fd;
+	ret = call(write(fd, text, strlen(text)));
+	close(fd);
+	return ret < 0 ? ret : 0;
+}
+
+static int __attribute__((format(printf, 2, 3)))
+putf(const char *path, const char *format, ...)
+{
+	char text[100];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	return put(path, text);
+}
+
+static void must_put(const char *path, const char *text)
+{
+	int ret = put(path, text);
+
+	if (ret)
+		fail("writing '%s' to %s: %s", text, path, name_of(ret));
+}
+
+static long get_number(const char *path)
+{
+	FILE *file = fopen(path, "re");
+	long value = -1;
+
+	if (!file)
+		return -errno;
+	if (fscanf(file, "%ld", &value) != 1)
+		value = -EIO;
+	fclose(file);
+	return value;
+}
+
+static void close_fd(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
+/* ---- VMs ----------------------------------------------------------------- */
+
+#define VMS		2
+#define GUEST_ENTRY	0x1000
+
+/* They live as long as the program, their devices from case to case. */
+static struct vm {
+	int fd, vcpu, device;
+	struct kvm_run *run;
+	char *mem;
+} vms[VMS];
+
+static int probe;	/* counts wbinvd_ipi() on the CPU that we run on */
+
+/* wbinvd; hlt; jmp to the start */
+static const uint8_t guest_code[] = { 0x0f, 0x09, 0xf4, 0xeb, 0xfb };
+
+static void make_vm(struct vm *vm)
+{
+	struct kvm_userspace_memory_region slot = {
+		.guest_phys_addr = GUEST_ENTRY, .memory_size = 4096,
+	};
+	struct kvm_regs regs = { .rip = GUEST_ENTRY, .rflags = 2 };
+	int kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC));
+	int run_size = must(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0));
+	struct kvm_sregs sregs;
+
+	vm->fd = must(ioctl(kvm, KVM_CREATE_VM, 0));
+	close(kvm);
+	vm->device = -1;
+	vm->mem = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (vm->mem == MAP_FAILED)
+		fail("no memory for a guest");
+	memcpy(vm->mem, guest_code, sizeof(guest_code));
+	slot.userspace_addr = (uintptr_t)vm->mem;
+	must(ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &slot));
+	vm->vcpu = must(ioctl(vm->fd, KVM_CREATE_VCPU, 0));
+	vm->run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vm->vcpu, 0);
+	if (vm->run == MAP_FAILED)
+		fail("mmap of a vCPU: %s", strerror(errno));
+	must(ioctl(vm->vcpu, KVM_GET_SREGS, &sregs));
+	sregs.cs.selector = 0;
+	sregs.cs.base = 0;
+	must(ioctl(vm->vcpu, KVM_SET_SREGS, &sregs));
+	must(ioctl(vm->vcpu, KVM_SET_REGS, &regs));
+}
+
+static int create_device(const struct vm *vm)
+{
+	struct kvm_create_device request = { .type = KVM_DEV_TYPE_VFIO };
+	int ret = call(ioctl(vm->fd, KVM_CREATE_DEVICE, &request));
+
+	return ret ? ret : (int)request.fd;
+}
+
+static int device_attr(int device, unsigned long op, int group, int attr, void *addr)
+{
+	struct kvm_device_attr request = {
+		.group = group, .attr = attr, .addr = (uintptr_t)addr,
+	};
+
+	return call(ioctl(device, op, &request));
+}
+
+static int add_fd(int device, int fd)
+{
+	return device_attr(device, KVM_SET_DEVICE_ATTR, KVM_DEV_VFIO_GROUP,
+			   KVM_DEV_VFIO_GROUP_ADD, &fd);
+}
+
+static int del_fd(int device, int fd)
+{
+	return device_attr(device, KVM_SET_DEVICE_ATTR, KVM_DEV_VFIO_GROUP,
+			   KVM_DEV_VFIO_GROUP_DEL, &fd);
+}
+
+static void count_flushes(void)
+{
+	struct perf_event_attr attr = {
+		.size = sizeof(attr),
+		.kprobe_func = (uintptr_t)"kvm:wbinvd_ipi",
+	};
+	long type = get_number(KPROBE_TYPE);
+	cpu_set_t set;
+
+	if (type < 0)
+		fail("%s: %s", KPROBE_TYPE, name_of(type));
+	attr.type = type;
+	CPU_ZERO(&set);
+	CPU_SET(0, &set);
+	must(sched_setaffinity(0, sizeof(set), &set));
+	probe = must(syscall(SYS_perf_event_open, &attr, -1, 0, -1, PERF_FLAG_FD_CLOEXEC));
+}
+
+static uint64_t flushes(void)
+{
+	uint64_t count;
+
+	if (read(probe, &count, sizeof(count)) != sizeof(count))
+		fail("the kprobe does not count");
+	return count;
+}
+
+/* Does a WBINVD of the guest reach the CPU? */
+static bool is_noncoherent(struct vm *vm)
+{
+	uint64_t before = flushes();
+	int ret;
+
+	do {
+		ret = call(ioctl(vm->vcpu, KVM_RUN, 0));
+	} while (ret == -EINTR);
+	if (ret || vm->run->exit_reason != KVM_EXIT_HLT)
+		fail("the guest left with %s, exit %u", name_of(ret), vm->run->exit_reason);
+	return flushes() > before;
+}
+
+static long debugfs_flag(const struct vm *vm)
+{
+	char path[100];
+
+	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%d-%d/noncoherent_dma", getpid(),
+		 vm->fd);
+	return get_number(path);
+}
+
+/* ---- the model ----------------------------------------------------------- */
+
+#define DEVICES		400
+#define GROUPS		16
+#define FILES		100
+#define CONTAINERS	3
+#define NONE		(-1)
+
+/* The fixture's devices, by their IDs. */
+static struct device {
+	bool exists, coherent;
+	bool bound;		/* to VFIO, or on its way out but still open */
+	int group;
+} devices[DEVICES];
+static int next_id;
+
+/* IOMMU groups: the number is the name of the file, whichever device brings it back. */
+static int group_number[GROUPS];
+static int groups;
+
+static struct container {
+	int fd;
+	bool iommu;
+} containers[CONTAINERS];
+
+/*
+ * An open file of a group or of a device, as long as anybody has it: this process, a
+ * VM, or, of a group, the file of its device.
+ */
+static struct file {
+	bool used;
+	int fd;			/* NONE: closed */
+	int owner;		/* the VM that tracks it, or NONE */
+	int group;
+	int device;		/* whose file it is; NONE: a group's */
+	int parent;		/* of a device's file: the group's file it came from */
+	/* Of a group's file: */
+	bool dead;		/* the group's last device has left VFIO */
+	int container;		/* or NONE */
+	bool enforced;		/* by its domain, if the container has its IOMMU */
+} files[FILES];
+
+static bool is_group(const struct file *file)
+{
+	return file->used && file->device == NONE;
+}
+
+static bool is_attached(const struct file *file)
+{
+	return file->container != NONE && containers[file->container].iommu;
+}
+
+/* The file of a group as it is now, or NONE. */
+static int live_file(int group)
+{
+	int i;
+
+	for (i = 0; i < FILES; i++)
+		if (is_group(&files[i]) && files[i].group == group && !files[i].dead)
+			return i;
+	return NONE;
+}
+
+static bool is_alive(int group)
+{
+	int id;
+
+	for (id = 0; id < next_id; id++)
+		if (devices[id].exists && devices[id].bound && devices[id].group == group)
+			return true;
+	return false;
+}
+
+static int open_files_of(int id)
+{
+	int i, count = 0;
+
+	for (i = 0; i < FILES; i++)
+		count += files[i].used && files[i].device == id;
+	return count;
+}
+
+static bool has_children(int parent)
+{
+	int i;
+
+	for (i = 0; i < FILES; i++)
+		if (files[i].used && files[i].device != NONE && files[i].parent == parent)
+			return true;
+	return false;
+}
+
+/* All of a group's devices are coherent, or all that are bound. */
+static bool all_coherent(int group, bool bound_only)
+{
+	int id;
+
+	for (id = 0; id < next_id; id++)
+		if (devices[id].exists && devices[id].group == group &&
+		    (devices[id].bound || !bound_only) && !devices[id].coherent)
+			return false;
+	return true;
+}
+
+/* As VFIO_DMA_CC_IOMMU says. */
+static bool container_enforces(int container)
+{
+	int i;
+
+	for (i = 0; i < FILES; i++)
+		if (is_group(&files[i]) && files[i].container == container && !files[i].enforced)
+			return false;
+	return true;
+}
+
+static int coherency_of(const struct file *file)
+{
+	bool enforced;
+
+	if (file->device != NONE)
+		enforced = devices[file->device].coherent;
+	else if (!is_attached(file))
+		return KVM_VFIO_FILE_NOT_ATTACHED;
+	else if (containers_are_judged)
+		enforced = container_enforces(file->container);
+	else
+		enforced = all_coherent(file->group, true);
+	return enforced ? KVM_VFIO_FILE_ENFORCED : KVM_VFIO_FILE_NOT_ENFORCED;
+}
+
+static void model_attach(struct file *file)
+{
+	file->enforced = all_coherent(file->group, false);
+}
+
+static void model_set_iommu(int container)
+{
+	int i;
+
+	containers[container].iommu = true;
+	for (i = 0; i < FILES; i++)
+		if (is_group(&files[i]) && files[i].container == container)
+			model_attach(&files[i]);
+}
+
+static int groups_in(int container)
+{
+	int i, count = 0;
+
+	for (i = 0; i < FILES; i++)
+		count += is_group(&files[i]) && files[i].container == container;
+	return count;
+}
+
+/* The last group takes the IOMMU with it. */
+static void model_detach(struct file *file)
+{
+	int container = file->container;
+
+	file->container = NONE;
+	if (container != NONE && !groups_in(container))
+		containers[container].iommu = false;
+}
+
+/* Files that nobody has any more are closed: those of devices first. */
+static void model_close_unused(void)
+{
+	int round, i;
+
+	for (round = 0; round < 2; round++) {
+		for (i = 0; i < FILES; i++) {
+			struct file *file = &files[i];
+
+			if (!file->used || file->fd != NONE || file->owner != NONE ||
+			    has_children(i))
+				continue;
+			model_detach(file);
+			file->used = false;
+		}
+	}
+}
+
+static void model_unbound(int id)
+{
+	int file = live_file(devices[id].group);
+
+	devices[id].bound = false;
+	if (is_alive(devices[id].group) || file == NONE)
+		return;
+	files[file].dead = true;
+	model_detach(&files[file]);
+}
+
+static int new_file(int fd)
+{
+	int i;
+
+	for (i = 0; i < FILES; i++) {
+		if (files[i].used)
+			continue;
+		files[i] = (struct file){
+			.used = true, .fd = fd, .owner = NONE, .device = NONE, .parent = NONE,
+			.container = NONE,
+		};
+		return i;
+	}
+	fail("more files than the test expects");
+}
+
+/* ---- does it agree? ------------------------------------------------------ */
+
+static void check_files(int v)
+{
+	int i, ret;
+
+	for (i = 0; i < FILES; i++) {
+		struct kvm_vfio_file_state state = { .fd = files[i].fd, .coherency = ~0u };
+		int expected = files[i].owner == v ? 0 : -ENOENT;
+
+		if (!files[i].used || files[i].fd == NONE)
+			continue;
+		ret = device_attr(vms[v].device, KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
+				  KVM_DEV_VFIO_STATE_FILE, &state);
+		if (ret != expected)
+			fail("VM %d's device says %s of file %d instead of %s", v, name_of(ret),
+			     i, name_of(expected));
+		if (!ret && (int)state.coherency != coherency_of(&files[i]))
+			fail("VM %d's device says %u of file %d instead of %d", v,
+			     state.coherency, i, coherency_of(&files[i]));
+	}
+}
+
+static void check_vm(int v)
+{
+	struct kvm_vfio_vm_state state;
+	unsigned int tracked = 0, noncoherent = 0;
+	long flag;
+	int i, ret;
+
+	for (i = 0; i < FILES; i++) {
+		if (!files[i].used || files[i].owner != v)
+			continue;
+		tracked++;
+		noncoherent += coherency_of(&files[i]) == KVM_VFIO_FILE_NOT_ENFORCED;
+	}
+	if (is_noncoherent(&vms[v]) != !!noncoherent)
+		fail("VM %d is %scoherent", v, noncoherent ? "" : "non-");
+	if (!readable)
+		return;
+	ret = device_attr(vms[v].device, KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
+			  KVM_DEV_VFIO_STATE_VM, &state);
+	if (ret)
+		fail("reading from VM %d's device: %s", v, name_of(ret));
+	if (state.noncoherent != !!noncoherent || state.files != tracked ||
+	    state.noncoherent_files != noncoherent || state.pad)
+		fail("VM %d's device says flag %u, files %u, non-coherent %u instead of %u, %u, %u",
+		     v, state.noncoherent, state.files, state.noncoherent_files, !!noncoherent,
+		     tracked, noncoherent);
+	flag = debugfs_flag(&vms[v]);
+	if (flag != !!noncoherent)
+		fail("debugfs says %ld of VM %d instead of %d", flag, v, !!noncoherent);
+	check_files(v);
+}
+
+static void check(void)
+{
+	int i, v, enforces;
+
+	for (i = 0; i < CONTAINERS; i++) {
+		if (!containers[i].iommu)
+			continue;
+		enforces = must(ioctl(containers[i].fd, VFIO_CHECK_EXTENSION, VFIO_DMA_CC_IOMMU));
+		if (enforces != container_enforces(i))
+			fail("VFIO_DMA_CC_IOMMU of container %d is %d instead of %d", i, enforces,
+			     container_enforces(i));
+	}
+	for (v = 0; v < VMS; v++)
+		check_vm(v);
+}
+
+/* For the cases, which know what the model has to come to. */
+static void expect_noncoherent(int v, bool expected)
+{
+	check();
+	if (is_noncoherent(&vms[v]) != expected)
+		fail("VM %d should be %scoherent here", v, expected ? "non-" : "");
+}
+
+/* What a case expects depends on who is judged. */
+static bool by_base(bool container_judged, bool group_judged)
+{
+	return containers_are_judged ? container_judged : group_judged;
+}
+
+/* ---- steps: for real and in the model ------------------------------------ */
+
+static int number_of_group(int id)
+{
+	char path[100], link[100];
+	int got;
+
+	snprintf(path, sizeof(path), TESTDEV "vfio_testdev.%d/iommu_group", id);
+	got = must(readlink(path, link, sizeof(link) - 1));
+	link[got] = '\0';
+	return atoi(strrchr(link, '/') + 1);
+}
+
+/* A new device, bound at once, in GROUP or, for NONE, in a new one: returns its ID. */
+static int plug(bool coherent, int group)
+{
+	const char *kind = coherent ? "coherent" : "noncoherent";
+	int file = group == NONE ? NONE : live_file(group);
+	int expected = 0, sibling, ret;
+
+	begin("create %s, group %d", kind, group);
+	/* The device has to fit into the domain of the group. */
+	if (file != NONE && is_attached(&files[file]) && files[file].enforced && !coherent)
+		expected = -EINVAL;
+	for (sibling = 0; sibling < next_id; sibling++)
+		if (devices[sibling].exists && devices[sibling].group == group)
+			break;
+	if (group == NONE)
+		ret = putf(TESTDEV "create", "1 %s", kind);
+	else
+		ret = putf(TESTDEV "create", "1 %s %d", kind, sibling);
+	expect_result(ret, expected);
+	if (ret)
+		return NONE;
+	if (group == NONE) {
+		group = groups++;
+		group_number[group] = number_of_group(next_id);
+	}
+	devices[next_id] = (struct device){
+		.exists = true, .coherent = coherent, .bound = true, .group = group,
+	};
+	return next_id++;
+}
+
+/* Only a device that is not open, or this would wait. */
+static void unplug(int id)
+{
+	begin("destroy %d", id);
+	expect_result(putf(TESTDEV "destroy", "%d", id), 0);
+	if (devices[id].bound)
+		model_unbound(id);
+	devices[id].exists = false;
+}
+
+static void bind_device(int id)
+{
+	int expected = devices[id].bound ? -EBUSY : 0;
+
+	begin("bind %d", id);
+	expect_result(putf(DRIVER "bind", "vfio_testdev.%d", id), expected);
+	devices[id].bound = true;
+}
+
+/* As with unplug() */
+static void unbind_device(int id)
+{
+	int expected = devices[id].bound ? 0 : -ENODEV;
+
+	begin("unbind %d", id);
+	expect_result(putf(DRIVER "unbind", "vfio_testdev.%d", id), expected);
+	if (devices[id].bound)
+		model_unbound(id);
+}
+
+static void set_coherent(int id, bool coherent)
+{
+	char path[100];
+
+	begin("device %d becomes %scoherent", id, coherent ? "" : "non-");
+	snprintf(path, sizeof(path), TESTDEV "vfio_testdev.%d/coherent", id);
+	expect_result(put(path, coherent ? "1" : "0"), 0);
+	devices[id].coherent = coherent;
+}
+
+/* Returns the number of the file, or NONE. */
+static int open_group(int group)
+{
+	int expected = 0, file, fd;
+	char path[100];
+
+	begin("open group %d", group);
+	if (!is_alive(group))
+		expected = -ENOENT;
+	else if (live_file(group) != NONE)
+		expected = -EBUSY;
+	snprintf(path, sizeof(path), "/dev/vfio/%d", group_number[group]);
+	fd = call(open(path, O_RDWR | O_CLOEXEC));
+	expect_result(fd, expected);
+	if (fd < 0)
+		return NONE;
+	file = new_file(fd);
+	files[file].group = group;
+	return file;
+}
+
+static void close_file(int f)
+{
+	begin("close file %d", f);
+	close_fd(&files[f].fd);
+	model_close_unused();
+}
+
+static void join(int f, int container)
+{
+	struct file *file = &files[f];
+	int expected = 0, ret;
+
+	begin("SET_CONTAINER %d of file %d", container, f);
+	if (file->container != NONE)
+		expected = -EINVAL;
+	else if (file->dead)
+		expected = -ENODEV;
+	ret = call(ioctl(file->fd, VFIO_GROUP_SET_CONTAINER, &containers[container].fd));
+	expect_result(ret, expected);
+	if (ret)
+		return;
+	file->container = container;
+	if (containers[container].iommu)
+		model_attach(file);
+}
+
+static void leave(int f)
+{
+	struct file *file = &files[f];
+	int expected = 0, ret;
+
+	begin("UNSET_CONTAINER of file %d", f);
+	if (file->container == NONE)
+		expected = -EINVAL;
+	else if (has_children(f))
+		expected = -EBUSY;
+	ret = call(ioctl(file->fd, VFIO_GROUP_UNSET_CONTAINER));
+	expect_result(ret, expected);
+	if (!ret)
+		model_detach(file);
+}
+
+static void set_iommu(int container)
+{
+	int expected = 0, ret;
+
+	begin("SET_IOMMU of container %d", container);
+	if (containers[container].iommu || !groups_in(container))
+		expected = -EINVAL;
+	ret = call(ioctl(containers[container].fd, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
+	expect_result(ret, expected);
+	if (!ret)
+		model_set_iommu(container);
+}
+
+/* Returns the number of the device's file, or NONE. */
+static int open_device(int f, int id)
+{
+	struct file *group = &files[f];
+	int expected = 0, file, fd;
+	char name[40];
+
+	begin("GET_DEVICE_FD of device %d from file %d", id, f);
+	if (group->dead || !devices[id].bound || devices[id].group != group->group)
+		expected = -ENODEV;
+	else if (!is_attached(group))
+		expected = -EINVAL;
+	snprintf(name, sizeof(name), "vfio_testdev.%d", id);
+	fd = call(ioctl(group->fd, VFIO_GROUP_GET_DEVICE_FD, name));
+	expect_result(fd, expected);
+	if (fd < 0)
+		return NONE;
+	file = new_file(fd);
+	files[file].group = group->group;
+	files[file].device = id;
+	files[file].parent = f;
+	return file;
+}
+
+static void add(int v, int f)
+{
+	struct file *file = &files[f];
+	int expected = 0, ret;
+
+	begin("ADD of file %d to VM %d", f, v);
+	/* Before Linux 6.6 a device's file is no VFIO file. */
+	if (containers_are_judged && file->device != NONE)
+		expected = -EINVAL;
+	else if (file->owner != NONE)
+		expected = file->owner == v ? -EEXIST : -EBUSY;
+	ret = add_fd(vms[v].device, file->fd);
+	expect_result(ret, expected);
+	if (!ret)
+		file->owner = v;
+}
+
+static void del(int v, int f)
+{
+	struct file *file = &files[f];
+	int ret;
+
+	begin("DEL of file %d from VM %d", f, v);
+	ret = del_fd(vms[v].device, file->fd);
+	expect_result(ret, file->owner == v ? 0 : -ENOENT);
+	if (!ret)
+		file->owner = NONE;
+}
+
+static void model_device_closed(int v)
+{
+	int i;
+
+	for (i = 0; i < FILES; i++)
+		if (files[i].used && files[i].owner == v)
+			files[i].owner = NONE;
+	model_close_unused();
+}
+
+static void reset(int v)
+{
+	begin("close and make anew the device of VM %d", v);
+	close_fd(&vms[v].device);
+	model_device_closed(v);
+	vms[v].device = create_device(&vms[v]);
+	expect_result(vms[v].device, 0);
+}
+
+/* A device that is open does not go before it is closed. */
+static struct {
+	pthread_t thread;
+	int id;
+	bool started;
+	int result;
+} leaving;
+
+static void *leave_slowly(void *unused)
+{
+	leaving.result = putf(DRIVER "unbind", "vfio_testdev.%d", leaving.id);
+	return NULL;
+}
+
+static void begin_to_unbind(int id)
+{
+	begin("begin to unbind %d", id);
+	leaving.id = id;
+	if (pthread_create(&leaving.thread, NULL, leave_slowly, NULL))
+		fail("no thread");
+	leaving.started = true;
+	/* Until it waits in the kernel. */
+	usleep(300000);
+}
+
+static void end_to_unbind(void)
+{
+	begin("end to unbind %d", leaving.id);
+	pthread_join(leaving.thread, NULL);
+	leaving.started = false;
+	expect_result(leaving.result, 0);
+	model_unbound(leaving.id);
+}
+
+/* ---- from case to case --------------------------------------------------- */
+
+static void set_up(void)
+{
+	int i;
+
+	memset(files, 0, sizeof(files));
+	next_id = 0;
+	groups = 0;
+	begin("set-up");
+	for (i = 0; i < CONTAINERS; i++) {
+		containers[i].fd = must(open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC));
+		containers[i].iommu = false;
+	}
+	for (i = 0; i < VMS; i++)
+		vms[i].device = must(create_device(&vms[i]));
+	readable = !device_attr(vms[0].device, KVM_HAS_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
+				KVM_DEV_VFIO_STATE_VM, NULL);
+}
+
+/* Whatever the case has left. */
+static void tear_down(void)
+{
+	int i;
+
+	for (i = 0; i < VMS; i++)
+		close_fd(&vms[i].device);
+	for (i = 0; i < FILES; i++)
+		if (files[i].used)
+			close_fd(&files[i].fd);
+	for (i = 0; i < CONTAINERS; i++)
+		close_fd(&containers[i].fd);
+	if (leaving.started)
+		pthread_join(leaving.thread, NULL);
+	leaving.started = false;
+	put(TESTDEV "destroy", "all");
+}
+
+/* A file that is attached to CONTAINER, and tracked by VM 0. */
+static int track(int group, int container)
+{
+	int file = open_group(group);
+
+	join(file, container);
+	if (!containers[container].iommu)
+		set_iommu(container);
+	add(0, file);
+	return file;
+}
+
+/* ---- cases --------------------------------------------------------------- */
+
+static void test_readable(void)
+{
+	long flag = debugfs_flag(&vms[0]);
+
+	if (!readable)
+		fail("the KVM device does not have KVM_DEV_VFIO_STATE");
+	if (flag)
+		fail("debugfs says %ld of a VM without devices", flag);
+}
+
+/* A device that is in the group all the time is given to VFIO, and taken away. */
+static void test_bind_into_coherent(void)
+{
+	int a = plug(true, NONE), b = plug(false, devices[a].group);
+
+	unbind_device(b);
+	track(devices[a].group, 0);
+	expect_noncoherent(0, by_base(true, false));
+	bind_device(b);
+	expect_noncoherent(0, true);
+	unbind_device(b);
+	expect_noncoherent(0, by_base(true, false));
+	unplug(b);
+	expect_noncoherent(0, by_base(true, false));
+}
+
+/* When the domain was chosen, all devices of the group were coherent. */
+static void test_changed_then_bound(void)
+{
+	int a = plug(true, NONE), b = plug(true, devices[a].group), file;
+
+	unbind_device(b);
+	file = track(devices[a].group, 0);
+	expect_noncoherent(0, false);
+	set_coherent(b, false);
+	expect_noncoherent(0, false);
+	bind_device(b);
+	expect_noncoherent(0, by_base(false, true));
+	leave(file);
+	expect_noncoherent(0, false);
+	join(file, 0);
+	set_iommu(0);
+	expect_noncoherent(0, true);
+	unbind_device(b);
+	expect_noncoherent(0, by_base(true, false));
+}
+
+static void test_plug(void)
+{
+	int a = plug(true, NONE), group = devices[a].group, b, c, file;
+
+	file = track(group, 0);
+	expect_noncoherent(0, false);
+	/* Its domain enforces coherency: no non-coherent device can come in. */
+	if (plug(false, group) != NONE)
+		fail("the IOMMU took it");
+	expect_noncoherent(0, false);
+	b = plug(true, group);
+	expect_noncoherent(0, false);
+	leave(file);
+	c = plug(false, group);
+	expect_noncoherent(0, false);
+	join(file, 0);
+	set_iommu(0);
+	expect_noncoherent(0, true);
+	if (plug(false, group) == NONE)
+		fail("the IOMMU did not take it");
+	expect_noncoherent(0, true);
+	unplug(next_id - 1);
+	expect_noncoherent(0, true);
+	unplug(c);
+	expect_noncoherent(0, by_base(true, false));
+	unplug(b);
+	unplug(a);
+	expect_noncoherent(0, false);
+}
+
+/* All devices go: the group goes with them, its file stays. */
+static void test_no_device_left(void)
+{
+	int a = plug(false, NONE), b = plug(true, devices[a].group);
+	int file = track(devices[a].group, 0), i;
+
+	expect_noncoherent(0, true);
+	unbind_device(b);
+	expect_noncoherent(0, true);
+	unbind_device(a);
+	expect_noncoherent(0, false);
+	/* Twice: tracked from before, and tracked as a dead one. */
+	for (i = 0; i < 2; i++) {
+		add(0, file);
+		add(1, file);
+		join(file, 0);
+		leave(file);
+		set_iommu(0);
+		open_group(devices[a].group);
+		open_device(file, a);
+		del(1, file);
+		expect_noncoherent(0, false);
+		del(0, file);
+		expect_noncoherent(0, false);
+		add(0, file);
+		expect_noncoherent(0, false);
+	}
+	close_file(file);
+	expect_noncoherent(0, false);
+	reset(0);
+	expect_noncoherent(0, false);
+}
+
+/* The group comes back, with a file of its own; the old one is tracked all the time. */
+static void test_dead_and_new(void)
+{
+	int a = plug(false, NONE), old = track(devices[a].group, 0), new;
+
+	unbind_device(a);
+	expect_noncoherent(0, false);
+	bind_device(a);
+	expect_noncoherent(0, false);
+	join(old, 0);
+	new = open_group(devices[a].group);
+	add(0, new);
+	add(1, new);
+	expect_noncoherent(0, false);
+	join(new, 0);
+	set_iommu(0);
+	expect_noncoherent(0, true);
+	del(0, old);
+	expect_noncoherent(0, true);
+	add(1, old);
+	expect_noncoherent(1, false);
+	del(0, new);
+	add(1, new);
+	expect_noncoherent(0, false);
+	expect_noncoherent(1, true);
+	close_file(old);
+	expect_noncoherent(1, true);
+	unbind_device(a);
+	expect_noncoherent(1, false);
+	bind_device(a);
+	expect_noncoherent(0, track(devices[a].group, 1) != NONE);
+}
+
+/* A device is told to leave, and another one comes, while the first is still open. */
+static void test_joins_while_one_leaves(void)
+{
+	int a = plug(false, NONE), b = plug(true, devices[a].group);
+	int file, device, second;
+
+	unbind_device(b);
+	file = track(devices[a].group, 0);
+	device = open_device(file, a);
+	second = open_device(file, a);
+	expect_noncoherent(0, true);
+	begin_to_unbind(a);
+	expect_noncoherent(0, true);
+	close_file(device);
+	expect_noncoherent(0, true);
+	bind_device(b);
+	expect_noncoherent(0, true);
+	close_file(second);
+	end_to_unbind();
+	expect_noncoherent(0, by_base(true, false));
+}
+
+/* Device files of one group: each is judged by its own device. */
+static void test_device_files(void)
+{
+	int a = plug(true, NONE), b = plug(false, devices[a].group);
+	int file = track(devices[a].group, 0), coherent, noncoherent;
+
+	coherent = open_device(file, a);
+	noncoherent = open_device(file, b);
+	expect_noncoherent(0, true);
+	del(0, file);
+	add(0, coherent);
+	expect_noncoherent(0, false);
+	add(1, noncoherent);
+	expect_noncoherent(1, by_base(false, true));
+	close_file(noncoherent);
+	expect_noncoherent(1, by_base(false, true));
+	leave(file);
+	reset(1);
+	expect_noncoherent(1, false);
+	leave(file);
+	close_file(coherent);
+	reset(0);
+	leave(file);
+	expect_noncoherent(0, false);
+}
+
+/* On 6.1 a coherent group is what its container is, on 6.12 what its devices are. */
+static void test_container_mixed(void)
+{
+	int a = plug(true, NONE), b = plug(false, NONE), file;
+
+	track(devices[a].group, 0);
+	file = open_group(devices[b].group);
+	expect_noncoherent(0, false);
+	join(file, 0);
+	expect_noncoherent(0, by_base(true, false));
+	add(1, file);
+	expect_noncoherent(1, true);
+	unbind_device(b);
+	expect_noncoherent(0, false);
+	expect_noncoherent(1, false);
+}
+
+/* ---- the last non-coherent one leaves ------------------------------------ */
+
+#define EACH	5
+
+/* As many coherent groups as non-coherent ones, in a container for each kind. */
+static int coherent_file[EACH], noncoherent_file[EACH], noncoherent_device[EACH];
+
+static void track_mixed(void)
+{
+	int i, id;
+
+	for (i = 0; i < EACH; i++) {
+		id = plug(true, NONE);
+		coherent_file[i] = track(devices[id].group, 0);
+		noncoherent_device[i] = plug(false, NONE);
+		noncoherent_file[i] = track(devices[noncoherent_device[i]].group, 1);
+		expect_noncoherent(0, true);
+	}
+}
+
+/* Neither the order of ADD nor its reverse */
+static void leave_one_by_one(void (*one_leaves)(int i))
+{
+	static const int order[EACH] = { 2, 0, 4, 1, 3 };
+	int i;
+
+	track_mixed();
+	for (i = 0; i < EACH; i++) {
+		one_leaves(order[i]);
+		expect_noncoherent(0, i + 1 < EACH);
+		/* That a coherent one leaves is no reason for anything. */
+		del(0, coherent_file[i]);
+		expect_noncoherent(0, i + 1 < EACH);
+	}
+}
+
+static void leave_by_del(int i)
+{
+	del(0, noncoherent_file[i]);
+}
+
+static void leave_by_unset(int i)
+{
+	leave(noncoherent_file[i]);
+}
+
+static void leave_by_unbind(int i)
+{
+	unbind_device(noncoherent_device[i]);
+}
+
+static void leave_by_unplug(int i)
+{
+	unplug(noncoherent_device[i]);
+}
+
+static void test_last_by_del(void)
+{
+	leave_one_by_one(leave_by_del);
+}
+
+static void test_last_by_unset(void)
+{
+	leave_one_by_one(leave_by_unset);
+}
+
+static void test_last_by_unbind(void)
+{
+	leave_one_by_one(leave_by_unbind);
+}
+
+static void test_last_by_unplug(void)
+{
+	leave_one_by_one(leave_by_unplug);
+}
+
+static void test_last_by_closing(void)
+{
+	track_mixed();
+	reset(0);
+	expect_noncoherent(0, false);
+}
+
+/* Closed files that only the VM has left. */
+static void test_last_by_closing_all(void)
+{
+	int i;
+
+	track_mixed();
+	for (i = 0; i < EACH; i++) {
+		close_file(coherent_file[i]);
+		close_file(noncoherent_file[i]);
+		expect_noncoherent(0, true);
+	}
+	reset(0);
+	expect_noncoherent(0, false);
+}
+
+/*
+ * A process that shares our memory, so that it may use the VM, but not our files. It
+ * may not fail(): that would go on with our stack.
+ */
+static struct {
+	int ready[2];
+	int result;
+	char stack[65536] __attribute__((aligned(16)));
+} doomed;
+
+static int be_doomed(void *unused)
+{
+	int device = create_device(&vms[0]), i, fd, ret = device < 0 ? device : 0;
+	char path[100];
+
+	for (i = 0; i < groups && !ret; i++) {
+		snprintf(path, sizeof(path), "/dev/vfio/%d", group_number[i]);
+		fd = open(path, O_RDWR | O_CLOEXEC);
+		ret = call(ioctl(fd, VFIO_GROUP_SET_CONTAINER, &containers[i % 2].fd));
+		if (!ret && i < 2)
+			ret = call(ioctl(containers[i % 2].fd, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
+		if (!ret)
+			ret = add_fd(device, fd);
+	}
+	doomed.result = ret;
+	for (i = write(doomed.ready[1], "x", 1);; pause())
+		;
+	return i;
+}
+
+static void test_last_by_death(void)
+{
+	int i, pid;
+	char byte;
+
+	close_fd(&vms[0].device);
+	for (i = 0; i < 2 * EACH; i++)
+		plug(i % 2, NONE);
+	begin("another process tracks all groups");
+	must(pipe2(doomed.ready, O_CLOEXEC));
+	pid = must(clone(be_doomed, doomed.stack + sizeof(doomed.stack), CLONE_VM | SIGCHLD, NULL));
+	must(read(doomed.ready[0], &byte, 1));
+	begin("another process has tracked all groups");
+	if (!doomed.result && !is_noncoherent(&vms[0]))
+		doomed.result = -EPROTO;
+	kill(pid, SIGKILL);
+	must(waitpid(pid, NULL, 0));
+	close_fd(&doomed.ready[0]);
+	close_fd(&doomed.ready[1]);
+	expect_result(doomed.result, 0);
+	begin("the process that tracked all groups has died");
+	if (is_noncoherent(&vms[0]))
+		fail("the VM is non-coherent");
+	vms[0].device = must(create_device(&vms[0]));
+	expect_noncoherent(0, false);
+	for (i = 0; i < groups; i++)
+		track(i, i % 2);
+	expect_noncoherent(0, true);
+}
+
+/* ---- a random walk ------------------------------------------------------- */
+
+static uint32_t seed = 1;
+static int steps = 4000;
+static uint32_t random_state;
+
+static unsigned int chance(unsigned int n)
+{
+	random_state = random_state * 1664525 + 1013904223;
+	return (random_state >> 12) % n;
+}
+
+enum kind { ANY, GROUP, DEVICE };
+
+static bool is_open(const struct file *file, enum kind kind)
+{
+	return file->used && file->fd != NONE &&
+	       (kind == ANY || (kind == GROUP) == (file->device == NONE));
+}
+
+/* Any open file of KIND, or NONE. */
+static int some_file(enum kind kind)
+{
+	int i, found[FILES], count = 0;
+
+	for (i = 0; i < FILES; i++)
+		if (is_open(&files[i], kind))
+			found[count++] = i;
+	return count ? found[chance(count)] : NONE;
+}
+
+static bool room_for_files(void)
+{
+	int i, count = 0;
+
+	for (i = 0; i < FILES; i++)
+		count += files[i].used;
+	return count < FILES;
+}
+
+/* There always is one. */
+static int some_device(void)
+{
+	int id, found[DEVICES], count = 0;
+
+	for (id = 0; id < next_id; id++)
+		if (devices[id].exists)
+			found[count++] = id;
+	return found[chance(count)];
+}
+
+static int devices_in(int group)
+{
+	int id, count = 0;
+
+	for (id = 0; id < next_id; id++)
+		count += devices[id].exists && devices[id].group == group;
+	return count;
+}
+
+static void walk_add(void)
+{
+	int file = some_file(ANY);
+
+	if (file != NONE)
+		add(chance(VMS), file);
+}
+
+static void walk_del(void)
+{
+	int file = some_file(ANY);
+
+	if (file != NONE)
+		del(chance(VMS), file);
+}
+
+static void walk_open(void)
+{
+	if (room_for_files())
+		open_group(chance(groups));
+}
+
+static void walk_close(void)
+{
+	int file = some_file(ANY);
+
+	if (file != NONE)
+		close_file(file);
+}
+
+static void walk_join(void)
+{
+	int file = some_file(GROUP);
+
+	if (file != NONE)
+		join(file, chance(CONTAINERS));
+}
+
+static void walk_leave(void)
+{
+	int file = some_file(GROUP);
+
+	if (file != NONE)
+		leave(file);
+}
+
+static void walk_set_iommu(void)
+{
+	set_iommu(chance(CONTAINERS));
+}
+
+static void walk_open_device(void)
+{
+	int file = some_file(GROUP), id = some_device();
+
+	if (file != NONE && open_files_of(id) < 2 && room_for_files())
+		open_device(file, id);
+}
+
+static void walk_close_device(void)
+{
+	int file = some_file(DEVICE);
+
+	if (file != NONE)
+		close_file(file);
+}
+
+static void walk_bind(void)
+{
+	bind_device(some_device());
+}
+
+static void walk_unbind(void)
+{
+	int id = some_device();
+
+	if (!open_files_of(id))
+		unbind_device(id);
+}
+
+static void walk_change(void)
+{
+	int id = some_device(), file = live_file(devices[id].group);
+
+	if (containers_are_judged || !devices[id].bound || file == NONE ||
+	    !is_attached(&files[file]))
+		set_coherent(id, !devices[id].coherent);
+}
+
+static void walk_plug(void)
+{
+	int group = chance(groups);
+
+	if (devices_in(group) < 3 && next_id < DEVICES)
+		plug(chance(2), group);
+}
+
+/* A group without any device would be no more. */
+static void walk_unplug(void)
+{
+	int id = some_device();
+
+	if (devices_in(devices[id].group) > 1 && !open_files_of(id))
+		unplug(id);
+}
+
+static void walk_reset(void)
+{
+	reset(chance(VMS));
+}
+
+static const struct {
+	void (*walk)(void);
+	int weight;
+} walks[] = {
+	{ walk_add, 14 },	{ walk_del, 6 },
+	{ walk_open, 10 },	{ walk_close, 3 },
+	{ walk_join, 12 },	{ walk_leave, 5 },
+	{ walk_set_iommu, 8 },
+	{ walk_open_device, 6 },	{ walk_close_device, 6 },
+	{ walk_bind, 8 },	{ walk_unbind, 4 },
+	{ walk_change, 6 },
+	{ walk_plug, 2 },	{ walk_unplug, 2 },
+	{ walk_reset, 1 },
+};
+
+static void one_step(void)
+{
+	unsigned int i, total = 0;
+	int pick;
+
+	for (i = 0; i < ARRAY_SIZE(walks); i++)
+		total += walks[i].weight;
+	pick = chance(total);
+	for (i = 0; pick >= walks[i].weight; i++)
+		pick -= walks[i].weight;
+	walks[i].walk();
+}
+
+/* How often the model had a VM of each kind: a walk that sees one only proves little. */
+static int seen[2];
+
+static void count_seen(void)
+{
+	int v, i;
+
+	for (v = 0; v < VMS; v++) {
+		bool noncoherent = false;
+
+		for (i = 0; i < FILES; i++)
+			noncoherent |= files[i].used && files[i].owner == v &&
+				       coherency_of(&files[i]) == KVM_VFIO_FILE_NOT_ENFORCED;
+		seen[noncoherent]++;
+	}
+}
+
+static void test_walk(void)
+{
+	int i, a, b;
+
+	random_state = seed;
+	printf("# seed %u, %d steps\n", seed, steps);
+	for (i = 0; i < 4; i++)
+		plug(i % 2, NONE);
+	a = plug(true, NONE);
+	plug(false, devices[a].group);
+	b = plug(true, NONE);
+	plug(true, devices[b].group);
+	for (i = 0; i < steps; i++) {
+		one_step();
+		check();
+		count_seen();
+	}
+	printf("# a VM was coherent %d times, non-coherent %d times\n", seen[0], seen[1]);
+	if (seen[0] < steps / 4 || seen[1] < steps / 4)
+		fail("too few of one kind");
+}
+
+/* ---- putting it together ------------------------------------------------- */
+
+static const struct {
+	const char *name;
+	void (*run)(void);
+} tests[] = {
+	{ "the state can be read back", test_readable },
+	{ "a non-coherent device is bound into a coherent group", test_bind_into_coherent },
+	{ "a device becomes non-coherent, and is bound then", test_changed_then_bound },
+	{ "devices are plugged into a tracked group", test_plug },
+	{ "a tracked group without any device", test_no_device_left },
+	{ "a tracked dead group, and the new one of the same device", test_dead_and_new },
+	{ "a device joins while another one waits to leave", test_joins_while_one_leaves },
+	{ "files of devices of one group", test_device_files },
+	{ "a coherent and a non-coherent group in one container", test_container_mixed },
+	{ "the last non-coherent of many leaves by DEL", test_last_by_del },
+	{ "the last non-coherent of many leaves by UNSET_CONTAINER", test_last_by_unset },
+	{ "the last non-coherent of many leaves by being unbound", test_last_by_unbind },
+	{ "the last non-coherent of many leaves by being unplugged", test_last_by_unplug },
+	{ "all leave by closing the KVM device", test_last_by_closing },
+	{ "all leave by closing the KVM device, which has kept them", test_last_by_closing_all },
+	{ "all leave by process death", test_last_by_death },
+	{ "a random walk", test_walk },
+};
+
+static void load_fixture(void)
+{
+	int fd = must(open("vfio_testdev.ko", O_RDONLY | O_CLOEXEC));
+
+	must(syscall(SYS_finit_module, fd, "", 0));
+	close(fd);
+	must_put(TYPE1 "allow_unsafe_interrupts", "1");
+}
+
+static void prepare(void)
+{
+	struct utsname name;
+	int major, minor, i;
+
+	begin("preparing");
+	if (setjmp(test_end)) {
+		printf("Bail out! %s\n", reason);
+		exit(1);
+	}
+	uname(&name);
+	if (sscanf(name.release, "%d.%d", &major, &minor) != 2)
+		fail("a kernel named %s", name.release);
+	containers_are_judged = major < 6 || (major == 6 && minor < 2);
+	load_fixture();
+	count_flushes();
+	for (i = 0; i < VMS; i++)
+		make_vm(&vms[i]);
+}
+
+static bool run_test(void (*run)(void))
+{
+	if (setjmp(test_end))
+		return false;
+	set_up();
+	run();
+	return true;
+}
+
+int main(int argc, char **argv)
+{
+	int failures = 0;
+	unsigned int i;
+
+	if (argc > 1)
+		seed = atoi(argv[1]);
+	if (argc > 2)
+		steps = atoi(argv[2]);
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	printf("KTAP version 1\n1..%zu\n", ARRAY_SIZE(tests));
+	prepare();
+	for (i = 0; i < ARRAY_SIZE(tests); i++) {
+		bool passed = run_test(tests[i].run);
+
+		tear_down();
+		if (!passed)
+			printf("# %s\n", reason);
+		printf("%s %u %s\n", passed ? "ok" : "not ok", i + 1, tests[i].name);
+		failures += !passed;
+	}
+	printf("# %d of %zu failed\n", failures, ARRAY_SIZE(tests));
+	return failures ? 1 : 0;
+}
