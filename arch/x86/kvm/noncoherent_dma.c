@@ -65,7 +65,8 @@ static noinline void wbinvd_ipi(void *data)
 
 /*
  * The CPUs in the vCPU's mask write their caches back, then it is empty.
- * Returns how many CPUs that were; one that is offline did it when it went.
+ * Returns how many CPUs that were.  One that is not online writes them back
+ * before it stops, and runs no vCPU from when it is not.
  */
 static unsigned int kvm_flush_dirty_cpus(struct kvm_vcpu *vcpu)
 {
@@ -136,7 +137,7 @@ static unsigned int kvm_wbinvd_noncoherent(struct kvm_vcpu *vcpu)
 	} else {
 		cpus = kvm_flush_dirty_cpus(vcpu);
 		vcpu->stat.wbinvd_ipis += cpus - 1;
-		__cpumask_set_cpu(cpu, dirty);
+		cpumask_set_cpu(cpu, dirty);
 	}
 	put_cpu();
 
@@ -193,7 +194,7 @@ static bool kvm_memtypes_depend_on_dma(struct kvm *kvm)
 
 #ifdef KVM_X86_QUIRK_IGNORE_GUEST_PAT
 	/* A VM without the quirk has the guest's, coherent or not. */
-	return kvm_check_has_quirk(kvm, KVM_X86_QUIRK_IGNORE_GUEST_PAT);
+	return kvm_mmu_may_ignore_guest_pat(kvm);
 #else
 	return true;
 #endif
@@ -236,7 +237,8 @@ static void kvm_zap_memtypes(struct kvm *kvm)
  * Calls nest.  The caller makes sure that they do not overlap with each other
  * or with kvm_arch_unregister_noncoherent_dma() of the same VM.
  *
- * Context: may sleep; takes kvm->mmu_lock and waits for kvm->srcu
+ * Context: may sleep; takes kvm->mmu_lock and waits for kvm->srcu, that is for
+ *	page faults that user space may have to resolve (userfaultfd)
  */
 void kvm_arch_register_noncoherent_dma(struct kvm *kvm)
 {
