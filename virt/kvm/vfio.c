@@ -379,6 +379,7 @@ static void kvm_vfio_show_fdinfo(struct kvm_device *dev, struct seq_file *m)
 
 	mutex_lock(&kv->files_lock);
 	mutex_lock(&kv->coherency_lock);
+	seq_printf(m, "vm:\t%d\n", kv->kvm->userspace_pid);
 	seq_printf(m, "noncoherent:\t%d\n",
 		   !!kvm_arch_has_noncoherent_dma(kv->kvm));
 	seq_printf(m, "files:\t%u\n", kv->nr_files);
@@ -494,8 +495,13 @@ static void kvm_vfio_close(struct kvm_device *dev)
 	lockdep_assert_not_held(&dev->kvm->lock);
 
 	mutex_lock(&kv->files_lock);
-	list_for_each_entry_safe(kvf, tmp, &kv->files, node)
+	list_for_each_entry_safe(kvf, tmp, &kv->files, node) {
+		struct file *file = get_file(kvf->user.file);
+
 		kvm_vfio_release_file(kvf);
+		trace_kvm_vfio_file(kv->kvm, false, -1, file, 0);
+		fput(file);
+	}
 	kvm_vfio_put_api_if_unused(kv);
 	mutex_unlock(&kv->files_lock);
 }

@@ -14,6 +14,7 @@
  */
 #define KVM_VFIO_TRACE_NAME_LEN	32
 
+/* A file was to be added or deleted; fd is -1 where the device was closed. */
 TRACE_EVENT(kvm_vfio_file,
 	TP_PROTO(struct kvm *kvm, bool add, int fd, struct file *file, int ret),
 	TP_ARGS(kvm, add, fd, file, ret),
@@ -42,6 +43,7 @@ TRACE_EVENT(kvm_vfio_file,
 		  __entry->noncoherent ? "non-coherent" : "coherent")
 );
 
+/* VFIO told that the DMA of a tracked file is different from now on. */
 TRACE_EVENT(kvm_vfio_coherency,
 	TP_PROTO(struct kvm *kvm, struct file *file, unsigned int coherency,
 		 unsigned int noncoherent_files),
@@ -49,6 +51,7 @@ TRACE_EVENT(kvm_vfio_coherency,
 
 	TP_STRUCT__entry(
 		__field(pid_t, vm)
+		__field(bool, noncoherent)
 		__field(unsigned int, coherency)
 		__field(unsigned int, noncoherent_files)
 		__array(char, file, KVM_VFIO_TRACE_NAME_LEN)
@@ -56,6 +59,7 @@ TRACE_EVENT(kvm_vfio_coherency,
 
 	TP_fast_assign(
 		__entry->vm = kvm->userspace_pid;
+		__entry->noncoherent = kvm_arch_has_noncoherent_dma(kvm);
 		__entry->coherency = coherency;
 		__entry->noncoherent_files = noncoherent_files;
 		snprintf(__entry->file, sizeof(__entry->file), "%pD2", file);
@@ -67,7 +71,7 @@ TRACE_EVENT(kvm_vfio_coherency,
 				   { KVM_VFIO_FILE_NOT_ATTACHED, "not-attached" },
 				   { KVM_VFIO_FILE_ENFORCED, "enforced" },
 				   { KVM_VFIO_FILE_NOT_ENFORCED, "not-enforced" }),
-		  __entry->noncoherent_files ? "non-coherent" : "coherent",
+		  __entry->noncoherent ? "non-coherent" : "coherent",
 		  __entry->noncoherent_files)
 );
 
