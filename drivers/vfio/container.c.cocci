@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // expect: joined 1
 // expect: left 1
-// expect: iommu_set 1
+// expect: iommu_chosen 1
+// expect: iommu_used 1
 
 // Under container->group_lock, when the attachment is complete or undone
 @joined@
@@ -28,14 +29,30 @@ identifier container, group;
  ...
  }
 
-@iommu_set@
-identifier container;
+// Nobody can map memory for DMA before iommu_driver is set, so it is set when the
+// groups' users know.  That is not under iommu_drivers_lock, which is everybody's.
+@iommu_chosen@
+identifier container, driver, data;
+@@
+ vfio_ioctl_set_iommu(struct vfio_container *container, ...)
+ {
+ <+...
+-	container->iommu_driver = driver;
+ 	container->iommu_data = data;
+ ...+>
+ }
+
+@iommu_used@
+identifier container, driver, ret;
 @@
  vfio_ioctl_set_iommu(struct vfio_container *container, ...)
  {
  ...
- 	mutex_unlock(&vfio.iommu_drivers_lock);
-+	vfio_container_report_iommu(container);
- 	up_write(&container->group_lock);
+ struct vfio_iommu_driver *driver;
  ...
+ 	mutex_unlock(&vfio.iommu_drivers_lock);
++	if (!ret)
++		vfio_container_use_iommu(container, driver);
+ 	up_write(&container->group_lock);
+ return ret;
  }

@@ -1,18 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// expect: attached 1
+// expect: attaching 3
 // expect: not_attached 1
 // expect: detached 1
 
-// Under the device set's lock
-@attached@
-identifier df, device;
+// Under the device set's lock.  The device is open and may do DMA as soon as it is
+// attached.  Where that fails it may still be attached to something else.
+@attaching@
+identifier df, device, ret, unlock;
 @@
  vfio_df_ioctl_attach_pt(struct vfio_device_file *df, ...)
  {
  ...
- 	if (copy_to_user(...)) { ... }
 +	vfio_df_report_coherency(df, true);
- 	mutex_unlock(&device->dev_set->lock);
+ 	ret = device->ops->attach_ioas(device, ...);
+-	if (ret)
+-		goto unlock;
++	if (ret) {
++		vfio_df_report_coherency(df, device->iommufd_attached);
++		goto unlock;
++	}
  ...
  }
 

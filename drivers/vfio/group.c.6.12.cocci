@@ -5,7 +5,9 @@
 // expect: opened 1
 // expect: closed 1
 // expect: device_joined 1
+// expect: device_leaves 1
 // expect: device_left 1
+// expect: linked 1
 
 @init_slot@
 expression group;
@@ -15,6 +17,7 @@ expression group;
  <+...
  	mutex_init(&group->group_lock);
 +	vfio_external_slot_init(&group->external);
++	INIT_LIST_HEAD(&group->leaving_devices);
  ...+>
  }
 
@@ -83,6 +86,18 @@ identifier device;
 +	vfio_group_devices_changed(device->group);
  }
 
+// It cannot be opened any more, but who has it open may go on doing DMA.
+@device_leaves@
+identifier device;
+@@
+ vfio_device_group_unregister(struct vfio_device *device)
+ {
+ ...
+-	list_del(&device->group_next);
++	list_move(&device->group_next, &device->group->leaving_devices);
+ ...
+ }
+
 // At the end of its time, when nobody has it open any more
 @device_left@
 identifier device, group;
@@ -91,7 +106,20 @@ identifier device, group;
  {
  struct vfio_group *group = device->group;
  ...
-+	vfio_group_devices_changed(group);
- 	if (!refcount_dec_and_mutex_lock(&group->drivers, ...)) return;
+ 	if (...)
+ 		iommu_group_remove_device(device->dev);
++	vfio_group_device_left(device);
+ ...
+ }
+
+// Removing one that was never registered is no special case then.
+@linked@
+identifier device, group;
+@@
+ vfio_device_set_group(struct vfio_device *device, ...)
+ {
+ ...
++	INIT_LIST_HEAD(&device->group_next);
+ 	device->group = group;
  ...
  }
