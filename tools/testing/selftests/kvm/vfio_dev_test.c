@@ -14,7 +14,7 @@
  *	IOMMU domain that does not enforce coherency; the change is made, and
  *	the caches are written back, before the system call that caused it
  *	returns
- *   state, stats
+ *   state, stats, trace
  *	what the device says of itself, and that it says the truth
  *   unbind, stress, module
  *	devices that go away, everything at once, and vfio.ko coming and going
@@ -51,6 +51,7 @@
 #include <ftw.h>
 #include <limits.h>
 #include <poll.h>
+#include <stddef.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -62,17 +63,34 @@
 
 /* --- What the host itself says --- */
 
+/* Has the VT-d unit above the device snoop control? -errno if it is not VT-d's. */
+static int snoop_control(const char *bdf)
+{
+	char path[128], ecap[32];
+	int ret;
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%.31s/iommu/intel-iommu/ecap", bdf);
+	ret = read_file(path, ecap, sizeof(ecap));
+	return ret ? ret : strtoull(ecap, NULL, 16) >> 7 & 1;
+}
+
 TEST(host_has_all)
 {
 	const char *snoop = getenv("LAB_SNOOP");
+	int i, control;
 
 	REQUIRE(host.no_kvm);
 	REQUIRE(no_groups(2));
 	REQUIRE(no_cpus(2));
 	REQUIRE(host.no_probe);
-	/* The machine was made so: VFIO must agree. */
+	/* The machine was made so, and the hardware says so: VFIO must agree. */
 	if (snoop)
 		EXPECT_EQ(!strcmp(snoop, "off"), host.noncoherent);
+	for (i = 0; i < host.nr_groups; i++) {
+		control = snoop_control(host.bdf[i]);
+		if (control >= 0 || snoop)
+			EXPECT_EQ(!host.noncoherent, control);
+	}
 }
 
 /* --- Creation --- */
@@ -225,17 +243,18 @@ TEST_F(known_attr, has)
 	EXPECT_EQ(0, has_attr(self->vm.dev, KVM_DEV_VFIO_FILE, variant->attr));
 }
 
-/*
- * Write-only: ENXIO as for any attribute that cannot be read, or EPERM, KVM's
- * answer for a device of which nothing can be read.
- */
+/* What is not to be read. EPERM is KVM's answer where nothing at all is. */
+static int unreadable(const struct vm *vm)
+{
+	return *no_state(vm) ? -EPERM : -ENXIO;
+}
+
 TEST_F(known_attr, get)
 {
-	int fd = -1, ret;
+	int fd = -1;
 
-	ret = get_attr(self->vm.dev, KVM_DEV_VFIO_FILE, variant->attr, &fd);
-	EXPECT_TRUE(ret == -ENXIO || ret == -EPERM)
-		TH_LOG("got %d", ret);
+	EXPECT_EQ(unreadable(&self->vm),
+		  get_attr(self->vm.dev, KVM_DEV_VFIO_FILE, variant->attr, &fd));
 	EXPECT_EQ(-1, fd);
 }
 
@@ -339,14 +358,12 @@ TEST_F(unknown_attr, set_at_null)
 	EXPECT_EQ(-ENXIO, set_attr(self->vm.dev, variant->group, variant->attr, NULL));
 }
 
-/* EPERM is KVM's answer for a device of which nothing can be read. */
 TEST_F(unknown_attr, get)
 {
 	uint64_t value[2] = { 0, 0 };
-	int ret = get_attr(self->vm.dev, variant->group, variant->attr, value);
 
-	EXPECT_TRUE(ret == -ENXIO || ret == -EPERM)
-		TH_LOG("got %d", ret);
+	EXPECT_EQ(unreadable(&self->vm),
+		  get_attr(self->vm.dev, variant->group, variant->attr, value));
 	EXPECT_EQ(0, value[0] | value[1]);
 }
 
@@ -2298,6 +2315,11 @@ TEST_F(wbinvd, of_a_running_vcpu)
 
 /* --- What the device says of itself --- */
 
+static int add_guest(struct vm *vm)
+{
+	return vm_add_vcpu(vm, guest_wbinvd_once, sizeof(guest_wbinvd_once));
+}
+
 FIXTURE(state) {
 	struct vm vm;
 	int fd;
@@ -2383,6 +2405,39 @@ TEST_F(state, writes_its_size)
 	EXPECT_EQ(self->fd, file.state.fd);
 	EXPECT_EQ(KVM_VFIO_FILE_NOT_ATTACHED, file.state.coherency);
 	EXPECT_EQ(0xffffffff, file.after);
+}
+
+/* The ABI as numbers, whatever a header calls them */
+TEST_F(state, words_have_their_places)
+{
+	uint32_t vm[4], file[2] = { self->fd, 0xffffffff };
+	int other;
+
+	EXPECT_EQ(0, offsetof(struct kvm_vfio_vm_state, noncoherent));
+	EXPECT_EQ(4, offsetof(struct kvm_vfio_vm_state, files));
+	EXPECT_EQ(8, offsetof(struct kvm_vfio_vm_state, noncoherent_files));
+	EXPECT_EQ(12, offsetof(struct kvm_vfio_vm_state, pad));
+	EXPECT_EQ(0, offsetof(struct kvm_vfio_file_state, fd));
+	EXPECT_EQ(4, offsetof(struct kvm_vfio_file_state, coherency));
+
+	REQUIRE(no_groups(2));
+	other = need_group(1);
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	ASSERT_EQ(0, dev_add(self->vm.dev, other));
+	ASSERT_EQ(0, group_attach(self->fd));
+	EXPECT_EQ(0, get_attr(self->vm.dev, 0x1000, 2, file));
+	EXPECT_EQ(self->fd, file[0]);
+	EXPECT_EQ(1 + host.noncoherent, file[1]);
+	EXPECT_EQ(0, get_attr(self->vm.dev, 0x1000, 1, vm));
+	EXPECT_EQ(host.noncoherent, vm[0]);
+	EXPECT_EQ(2, vm[1]);
+	EXPECT_EQ(host.noncoherent, vm[2]);
+	EXPECT_EQ(0, vm[3]);
+
+	ASSERT_EQ(0, group_attach(other));
+	EXPECT_EQ(0, get_attr(self->vm.dev, 0x1000, 1, vm));
+	EXPECT_EQ(host.noncoherent, vm[0]);
+	EXPECT_EQ(2 * host.noncoherent, vm[2]);
 }
 
 TEST_F(state, bad_address_is_efault)
@@ -2597,12 +2652,141 @@ TEST_F(state, fdinfo)
 	EXPECT_EQ(host.noncoherent, fdinfo_number(self->vm.dev, "noncoherent_files"));
 }
 
-/* Of a device that has none, as it was before */
+/* Of what is no such device, as it was before */
 TEST_F(state, fdinfo_of_a_vcpu_or_vm)
 {
-	char value[64];
+	static const char * const keys[] = {
+		"vm", "noncoherent", "files", "noncoherent_files", "file",
+	};
+	char value[256];
+	size_t i;
 
-	EXPECT_EQ(-ENOENT, fdinfo(self->vm.fd, "noncoherent", 0, value, sizeof(value)));
+	ASSERT_EQ(0, add_guest(&self->vm));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	for (i = 0; i < ARRAY_SIZE(keys); i++) {
+		EXPECT_EQ(0, fdinfo(self->vm.dev, keys[i], 0, value, sizeof(value)));
+		EXPECT_EQ(-ENOENT, fdinfo(self->vm.fd, keys[i], 0, value, sizeof(value)));
+		EXPECT_EQ(-ENOENT, fdinfo(self->vm.vcpu, keys[i], 0, value, sizeof(value)));
+	}
+}
+
+/* A VM that another thread creates, after which KVM names it */
+struct creator {
+	struct vm vm;
+	pid_t tid;
+	int ret;
+};
+
+static void *creator_main(void *arg)
+{
+	struct creator *c = arg;
+
+	c->tid = gettid();
+	c->ret = vm_open(&c->vm);
+	return NULL;
+}
+
+static int create_in_thread(struct creator *c)
+{
+	pthread_t thread;
+	int ret = -pthread_create(&thread, NULL, creator_main, c);
+
+	if (ret)
+		return ret;
+	pthread_join(thread, NULL);
+	return c->ret;
+}
+
+/* By that, an administrator finds the VM's directory in debugfs. */
+TEST_F(state, fdinfo_names_the_vm)
+{
+	struct creator c;
+	char path[64];
+
+	if (access("/sys/kernel/debug/kvm", F_OK))
+		REQUIRE("debugfs is not mounted");
+	EXPECT_EQ(getpid(), fdinfo_number(self->vm.dev, "vm"));
+	ASSERT_EQ(0, create_in_thread(&c));
+	EXPECT_NE(getpid(), c.tid);
+	EXPECT_EQ(c.tid, fdinfo_number(c.vm.dev, "vm"));
+	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%ld-%d",
+		 fdinfo_number(c.vm.dev, "vm"), c.vm.fd);
+	EXPECT_EQ(0, access(path, F_OK));
+	vm_close(&c.vm);
+}
+
+/* Is the Nth file listed that of a group? */
+static bool fdinfo_has(int dev, int nth, int group)
+{
+	char value[256], path[64];
+	int size = snprintf(path, sizeof(path), "/dev/vfio/%d ", host.group[group]);
+
+	return !fdinfo(dev, "file", nth, value, sizeof(value)) && !strncmp(value, path, size);
+}
+
+TEST_F(state, fdinfo_in_order_of_add)
+{
+	int other;
+
+	REQUIRE(no_groups(2));
+	other = need_group(1);
+	ASSERT_EQ(0, dev_add(self->vm.dev, other));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_TRUE(fdinfo_has(self->vm.dev, 0, 1));
+	EXPECT_TRUE(fdinfo_has(self->vm.dev, 1, 0));
+	/* Gone and back, it is the last one. */
+	ASSERT_EQ(0, dev_del(self->vm.dev, other));
+	ASSERT_EQ(0, dev_add(self->vm.dev, other));
+	EXPECT_TRUE(fdinfo_has(self->vm.dev, 0, 0));
+	EXPECT_TRUE(fdinfo_has(self->vm.dev, 1, 1));
+}
+
+/*
+ * The group by another name: a device node DIR/NAME, which remains for the caller
+ * to remove.
+ */
+static int group_open_as(int i, const char *dir, const char *name)
+{
+	char path[256];
+	struct stat s;
+
+	snprintf(path, sizeof(path), "/dev/vfio/%d", host.group[i]);
+	if (stat(path, &s))
+		return -errno;
+	mkdir(dir, 0700);
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	if (mknod(path, S_IFCHR | 0600, s.st_rdev) && errno != EEXIST)
+		return -errno;
+	return call(open(path, O_RDWR | O_CLOEXEC));
+}
+
+static void group_unlink(const char *dir, const char *name)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	unlink(path);
+	rmdir(dir);
+}
+
+/* Nor does a name break the line, or what a script makes of it. */
+TEST_F(state, fdinfo_escapes_blanks)
+{
+	static const char dir[] = "/dev/vfio_dev_test a", name[] = "b\tc\nd\\e";
+	char value[256];
+
+	close_fd(&self->fd);
+	self->fd = group_open_as(0, dir, name);
+	if (self->fd < 0)
+		group_unlink(dir, name);
+	ASSERT_LE(0, self->fd);
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(0, fdinfo(self->vm.dev, "file", 0, value, sizeof(value)));
+	EXPECT_STREQ("/dev/vfio_dev_test\\040a/b\\011c\\012d\\134e not-attached", value);
+	group_unlink(dir, name);
+	EXPECT_EQ(0, fdinfo(self->vm.dev, "file", 0, value, sizeof(value)));
+	EXPECT_STREQ("/dev/vfio_dev_test\\040a/b\\011c\\012d\\134e\\040(deleted) not-attached",
+		     value);
 }
 
 /* --- Statistics --- */
@@ -2796,11 +2980,6 @@ FIXTURE_TEARDOWN(owed)
 	vm_close(&self->vm);
 }
 
-static int add_guest(struct vm *vm)
-{
-	return vm_add_vcpu(vm, guest_wbinvd_once, sizeof(guest_wbinvd_once));
-}
-
 static int become(enum becoming how, struct vm *vm, int fd, int container)
 {
 	switch (how) {
@@ -2941,6 +3120,420 @@ TEST_F(owed, paid_where_a_vcpu_runs)
 		sleep_ms(10);
 	}
 	EXPECT_EQ(0, runner_stop(&r));
+}
+
+/* --- What trace-cmd, perf and bpftrace see --- */
+
+#define TRACEFS		"/sys/kernel/tracing"
+#define TRACE_INSTANCE	TRACEFS "/instances/vfio_dev_test"
+
+FIXTURE(trace) {
+	struct vm vm;
+	int fd;
+	FILE *pipe;
+};
+
+static int trace_write(const char *file, const char *text)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), TRACE_INSTANCE "/%s", file);
+	return write_file(path, text);
+}
+
+/* An instance of our own, which shows events in their order and without context. */
+static int trace_open(FILE **pipe)
+{
+	int ret, fd;
+
+	/* Of a test that was killed */
+	rmdir(TRACE_INSTANCE);
+	ret = call(mkdir(TRACE_INSTANCE, 0700));
+	if (!ret)
+		ret = trace_write("trace_clock", "counter");
+	if (!ret)
+		ret = trace_write("trace_options", "nocontext-info");
+	if (!ret)
+		ret = trace_write("events/kvm_vfio/enable", "1");
+	if (ret)
+		return ret;
+	fd = call(open(TRACE_INSTANCE "/trace_pipe", O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+	if (fd < 0)
+		return fd;
+	*pipe = fdopen(fd, "r");
+	return *pipe ? 0 : -ENOMEM;
+}
+
+FIXTURE_SETUP(trace)
+{
+	self->pipe = NULL;
+	self->fd = -1;
+	REQUIRE(no_groups(1));
+	if (access(TRACEFS "/instances", F_OK))
+		REQUIRE("tracefs is not mounted");
+	ASSERT_EQ(0, vm_open(&self->vm));
+	self->fd = need_group(0);
+	ASSERT_LE(0, self->fd);
+	/* Where they are missing, that is what fails. */
+	ASSERT_EQ(0, access(TRACEFS "/events/kvm_vfio", F_OK));
+	ASSERT_EQ(0, trace_open(&self->pipe));
+}
+
+FIXTURE_TEARDOWN(trace)
+{
+	pin(-1);
+	vm_close(&self->vm);
+	fclose(self->pipe);
+	EXPECT_EQ(0, rmdir(TRACE_INSTANCE));
+}
+
+/* The oldest event that was not asked for yet, or "" */
+static const char *next_event(FILE *pipe)
+{
+	static char line[256];
+
+	clearerr(pipe);
+	if (!fgets(line, sizeof(line), pipe))
+		return "";
+	line[strcspn(line, "\n")] = 0;
+	return line;
+}
+
+/* What such an event is to look like */
+static const char *file_event(pid_t vm, const char *what, int fd, const char *file, int ret,
+			      bool noncoherent)
+{
+	static char text[256];
+
+	snprintf(text, sizeof(text), "kvm_vfio_file: vm %d %s fd %d file %s ret %d, vm %s", vm,
+		 what, fd, file, ret, noncoherent ? "non-coherent" : "coherent");
+	return text;
+}
+
+static const char *coherency_event(pid_t vm, const char *file, int coherency,
+				   int noncoherent_files)
+{
+	static const char * const words[] = { "not-attached", "enforced", "not-enforced" };
+	static char text[256];
+
+	snprintf(text, sizeof(text),
+		 "kvm_vfio_coherency: vm %d file %s %s, vm %s (%d non-coherent files)", vm, file,
+		 words[coherency], noncoherent_files ? "non-coherent" : "coherent",
+		 noncoherent_files);
+	return text;
+}
+
+static const char *wbinvd_event(pid_t vm, int cpus)
+{
+	static char text[256];
+
+	snprintf(text, sizeof(text), "kvm_wbinvd: vm %d vcpu 0 %s (%d CPUs)", vm,
+		 cpus ? "executed" : "skipped", cpus);
+	return text;
+}
+
+/* As an event names the file of a group */
+static const char *group_name(int i)
+{
+	static char name[2][32];
+
+	snprintf(name[i], sizeof(name[i]), "vfio/%d", host.group[i]);
+	return name[i];
+}
+
+static int attached_is(void)
+{
+	return host.noncoherent ? KVM_VFIO_FILE_NOT_ENFORCED : KVM_VFIO_FILE_ENFORCED;
+}
+
+TEST_F(trace, add_and_del)
+{
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_STREQ(file_event(getpid(), "add", self->fd, group_name(0), 0, false),
+		     next_event(self->pipe));
+	EXPECT_STREQ("", next_event(self->pipe));
+	ASSERT_EQ(0, dev_del(self->vm.dev, self->fd));
+	EXPECT_STREQ(file_event(getpid(), "del", self->fd, group_name(0), 0, false),
+		     next_event(self->pipe));
+	EXPECT_STREQ("", next_event(self->pipe));
+}
+
+/* The reason comes before what it led to. */
+TEST_F(trace, add_and_del_of_attached)
+{
+	ASSERT_EQ(0, group_attach(self->fd));
+	EXPECT_STREQ("", next_event(self->pipe));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_STREQ(coherency_event(getpid(), group_name(0), attached_is(), host.noncoherent),
+		     next_event(self->pipe));
+	EXPECT_STREQ(file_event(getpid(), "add", self->fd, group_name(0), 0, host.noncoherent),
+		     next_event(self->pipe));
+	EXPECT_STREQ("", next_event(self->pipe));
+	ASSERT_EQ(0, dev_del(self->vm.dev, self->fd));
+	EXPECT_STREQ(coherency_event(getpid(), group_name(0), KVM_VFIO_FILE_NOT_ATTACHED, 0),
+		     next_event(self->pipe));
+	EXPECT_STREQ(file_event(getpid(), "del", self->fd, group_name(0), 0, false),
+		     next_event(self->pipe));
+	EXPECT_STREQ("", next_event(self->pipe));
+}
+
+TEST_F(trace, attach_and_detach)
+{
+	int container = container_open(), i;
+
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	next_event(self->pipe);
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(0, group_join(self->fd, container));
+		EXPECT_STREQ("", next_event(self->pipe));
+		ASSERT_EQ(0, set_iommu(container));
+		EXPECT_STREQ(coherency_event(getpid(), group_name(0), attached_is(),
+					     host.noncoherent),
+			     next_event(self->pipe));
+		EXPECT_STREQ("", next_event(self->pipe));
+		ASSERT_EQ(0, group_leave(self->fd));
+		EXPECT_STREQ(coherency_event(getpid(), group_name(0),
+					     KVM_VFIO_FILE_NOT_ATTACHED, 0),
+			     next_event(self->pipe));
+		EXPECT_STREQ("", next_event(self->pipe));
+	}
+}
+
+/* One event for each, with how many non-coherent files there are after it */
+TEST_F(trace, two_files)
+{
+	int container = container_open(), other, i, first;
+	char event[256];
+
+	REQUIRE(no_groups(2));
+	other = need_group(1);
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	ASSERT_EQ(0, dev_add(self->vm.dev, other));
+	next_event(self->pipe);
+	next_event(self->pipe);
+	ASSERT_EQ(0, group_join(self->fd, container));
+	ASSERT_EQ(0, group_join(other, container));
+	ASSERT_EQ(0, set_iommu(container));
+	/* Which of them comes first is VFIO's business. */
+	snprintf(event, sizeof(event), "%s", next_event(self->pipe));
+	first = !strcmp(event, coherency_event(getpid(), group_name(1), attached_is(),
+					       host.noncoherent));
+	for (i = 0; i < 2; i++) {
+		EXPECT_STREQ(coherency_event(getpid(), group_name(i ^ first), attached_is(),
+					     host.noncoherent * (i + 1)), event);
+		snprintf(event, sizeof(event), "%s", next_event(self->pipe));
+	}
+	EXPECT_STREQ("", event);
+
+	ASSERT_EQ(0, group_leave(other));
+	EXPECT_STREQ(coherency_event(getpid(), group_name(1), KVM_VFIO_FILE_NOT_ATTACHED,
+				     host.noncoherent), next_event(self->pipe));
+	ASSERT_EQ(0, group_join(other, container));
+	EXPECT_STREQ(coherency_event(getpid(), group_name(1), attached_is(),
+				     host.noncoherent * 2), next_event(self->pipe));
+	ASSERT_EQ(0, dev_del(self->vm.dev, self->fd));
+	EXPECT_STREQ(coherency_event(getpid(), group_name(0), KVM_VFIO_FILE_NOT_ATTACHED,
+				     host.noncoherent), next_event(self->pipe));
+	EXPECT_STREQ(file_event(getpid(), "del", self->fd, group_name(0), 0, host.noncoherent),
+		     next_event(self->pipe));
+	EXPECT_STREQ("", next_event(self->pipe));
+}
+
+/* VFIO's groups are closed by now, and their names still known. */
+TEST_F(trace, closed_device)
+{
+	int other;
+
+	REQUIRE(no_groups(2));
+	other = need_group(1);
+	ASSERT_EQ(0, group_attach(other));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	ASSERT_EQ(0, dev_add(self->vm.dev, other));
+	close_fd(&self->fd);
+	close_fd(&other);
+	while (*next_event(self->pipe))
+		;
+	close_fd(&self->vm.dev);
+	EXPECT_STREQ(file_event(getpid(), "del", -1, group_name(0), 0, host.noncoherent),
+		     next_event(self->pipe));
+	EXPECT_STREQ(coherency_event(getpid(), group_name(1), KVM_VFIO_FILE_NOT_ATTACHED, 0),
+		     next_event(self->pipe));
+	EXPECT_STREQ(file_event(getpid(), "del", -1, group_name(1), 0, false),
+		     next_event(self->pipe));
+	EXPECT_STREQ("", next_event(self->pipe));
+}
+
+/* What refused a file, and which; without a file there is nothing to tell of. */
+TEST_F(trace, failed_calls)
+{
+	int container = container_open();
+	struct creator other;
+
+	ASSERT_EQ(0, group_attach(self->fd));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	next_event(self->pipe);
+	next_event(self->pipe);
+	ASSERT_EQ(0, create_in_thread(&other));
+
+	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
+	EXPECT_STREQ(file_event(getpid(), "add", self->fd, group_name(0), -EEXIST,
+				host.noncoherent), next_event(self->pipe));
+	EXPECT_EQ(-EBUSY, dev_add(other.vm.dev, self->fd));
+	EXPECT_STREQ(file_event(other.tid, "add", self->fd, group_name(0), -EBUSY, false),
+		     next_event(self->pipe));
+	EXPECT_EQ(-ENOENT, dev_del(other.vm.dev, self->fd));
+	EXPECT_STREQ(file_event(other.tid, "del", self->fd, group_name(0), -ENOENT, false),
+		     next_event(self->pipe));
+	EXPECT_EQ(-EINVAL, dev_add(self->vm.dev, container));
+	EXPECT_STREQ(file_event(getpid(), "add", container, "vfio/vfio", -EINVAL,
+				host.noncoherent), next_event(self->pipe));
+	EXPECT_EQ(-ENOENT, dev_del(self->vm.dev, container));
+	EXPECT_STREQ(file_event(getpid(), "del", container, "vfio/vfio", -ENOENT,
+				host.noncoherent), next_event(self->pipe));
+
+	EXPECT_EQ(-EBADF, dev_add(self->vm.dev, -1));
+	EXPECT_EQ(-EFAULT, set_attr(self->vm.dev, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_DEL,
+				    NULL));
+	EXPECT_EQ(-ENXIO, set_attr(self->vm.dev, KVM_DEV_VFIO_FILE, 0, &container));
+	EXPECT_STREQ("", next_event(self->pipe));
+	vm_close(&other.vm);
+}
+
+/* Whoever attaches the group, it is the VM's creator that is named. */
+TEST_F(trace, attached_by_another_process)
+{
+	int status;
+	pid_t child;
+
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	next_event(self->pipe);
+	child = fork();
+	if (!child)
+		_exit(-group_attach(self->fd));
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_STREQ(coherency_event(getpid(), group_name(0), attached_is(), host.noncoherent),
+		     next_event(self->pipe));
+	EXPECT_STREQ("", next_event(self->pipe));
+}
+
+/* Its directory and its name, as far as there is room */
+TEST_F(trace, long_name)
+{
+	static const char dir[] = "/dev/vfio_dev_test", name[] = "0123456789abcdefghijklmnop";
+
+	close_fd(&self->fd);
+	self->fd = group_open_as(0, dir, name);
+	group_unlink(dir, name);
+	ASSERT_LE(0, self->fd);
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_STREQ(file_event(getpid(), "add", self->fd, "vfio_dev_test/0123456789abcdefg", 0,
+				false), next_event(self->pipe));
+}
+
+TEST_F(trace, wbinvd)
+{
+	REQUIRE(no_guest);
+	REQUIRE(no_cpus(2));
+	pin(0);
+	ASSERT_EQ(0, add_guest(&self->vm));
+	ASSERT_EQ(0, vm_wbinvd(&self->vm));
+	EXPECT_STREQ(wbinvd_event(getpid(), 0), next_event(self->pipe));
+	ASSERT_EQ(0, group_attach(self->fd));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	next_event(self->pipe);
+	next_event(self->pipe);
+	ASSERT_EQ(0, vm_wbinvd(&self->vm));
+	EXPECT_STREQ(wbinvd_event(getpid(), host.noncoherent), next_event(self->pipe));
+	/* It has left lines behind on the CPU it comes from. */
+	pin(1);
+	ASSERT_EQ(0, vm_wbinvd(&self->vm));
+	EXPECT_STREQ(wbinvd_event(getpid(), 2 * host.noncoherent), next_event(self->pipe));
+	ASSERT_EQ(0, vm_wbinvd(&self->vm));
+	EXPECT_STREQ(wbinvd_event(getpid(), host.noncoherent), next_event(self->pipe));
+	ASSERT_EQ(0, dev_del(self->vm.dev, self->fd));
+	next_event(self->pipe);
+	next_event(self->pipe);
+	ASSERT_EQ(0, vm_wbinvd(&self->vm));
+	EXPECT_STREQ(wbinvd_event(getpid(), 0), next_event(self->pipe));
+	EXPECT_STREQ("", next_event(self->pipe));
+}
+
+/* Everything that could be recorded */
+static int all_at_once(struct vm *vm, int fd)
+{
+	int ret = dev_add(vm->dev, fd);
+
+	if (!ret)
+		ret = group_attach(fd);
+	if (!ret && vm->vcpu >= 0)
+		ret = vm_wbinvd(vm);
+	if (!ret)
+		ret = group_leave(fd);
+	return ret ? ret : dev_del(vm->dev, fd);
+}
+
+TEST_F(trace, disabled)
+{
+	static const char * const events[] = {
+		"kvm_vfio_file", "kvm_vfio_coherency", "kvm_wbinvd",
+	};
+	char path[64];
+	size_t i;
+
+	if (!*no_guest)
+		ASSERT_EQ(0, add_guest(&self->vm));
+	ASSERT_EQ(0, trace_write("events/kvm_vfio/enable", "0"));
+	EXPECT_EQ(0, all_at_once(&self->vm, self->fd));
+	EXPECT_STREQ("", next_event(self->pipe));
+	/* One is there without the others. */
+	for (i = 0; i < ARRAY_SIZE(events) - !!*no_guest; i++) {
+		snprintf(path, sizeof(path), "events/kvm_vfio/%s/enable", events[i]);
+		ASSERT_EQ(0, trace_write(path, "1"));
+		EXPECT_EQ(0, all_at_once(&self->vm, self->fd));
+		EXPECT_EQ(0, strncmp(events[i], next_event(self->pipe), strlen(events[i])));
+		while (*next_event(self->pipe))
+			;
+		ASSERT_EQ(0, trace_write(path, "0"));
+		EXPECT_EQ(0, all_at_once(&self->vm, self->fd));
+		EXPECT_STREQ("", next_event(self->pipe));
+	}
+}
+
+/* By name and value, as filters and bpftrace use them, whatever the text says */
+TEST_F(trace, fields)
+{
+	char filter[256];
+
+	snprintf(filter, sizeof(filter),
+		 "vm == %d && add == 1 && fd == %d && ret == 0 && noncoherent == %d && file == \"%s\"",
+		 getpid(), self->fd, host.noncoherent, group_name(0));
+	ASSERT_EQ(0, trace_write("events/kvm_vfio/kvm_vfio_file/filter", filter));
+	snprintf(filter, sizeof(filter),
+		 "vm == %d && coherency == %d && noncoherent_files == %d && noncoherent == %d && file == \"%s\"",
+		 getpid(), attached_is(), host.noncoherent, host.noncoherent, group_name(0));
+	ASSERT_EQ(0, trace_write("events/kvm_vfio/kvm_vfio_coherency/filter", filter));
+	snprintf(filter, sizeof(filter), "vm == %d && vcpu_id == 0 && cpus == %d", getpid(),
+		 host.noncoherent);
+	if (!*no_guest)
+		ASSERT_EQ(0, trace_write("events/kvm_vfio/kvm_wbinvd/filter", filter));
+
+	ASSERT_EQ(0, group_attach(self->fd));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_STREQ(coherency_event(getpid(), group_name(0), attached_is(), host.noncoherent),
+		     next_event(self->pipe));
+	EXPECT_STREQ(file_event(getpid(), "add", self->fd, group_name(0), 0, host.noncoherent),
+		     next_event(self->pipe));
+	if (!*no_guest) {
+		pin(0);
+		ASSERT_EQ(0, add_guest(&self->vm));
+		ASSERT_EQ(0, vm_wbinvd(&self->vm));
+		EXPECT_STREQ(wbinvd_event(getpid(), host.noncoherent), next_event(self->pipe));
+	}
+	/* None of these passes. */
+	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
+	ASSERT_EQ(0, dev_del(self->vm.dev, self->fd));
+	EXPECT_STREQ("", next_event(self->pipe));
 }
 
 /* --- A device that is taken away from vfio-pci --- */
