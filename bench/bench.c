@@ -830,7 +830,7 @@ static void bench_transition(const char *there, const char *back, int mib, bool 
 		memory = alias(mib, huge);
 		add_slot(1, PAGES, (size_t)mib * MIB, memory);
 	}
-	for (i = 0; i < (mib < 1024 ? 3 : 2); i++) {
+	for (i = 0; i < (mib < 1024 ? 3 : 1); i++) {
 		struct kvm_regs regs = { .rbx = PAGES, .rdx = huge ? 2 * MIB : 4096 };
 
 		regs.rcx = (uint64_t)mib * MIB / regs.rdx;
