@@ -32,9 +32,11 @@ help:
 	@echo '  make tree         only assemble the kernel source ($(O)/tree)'
 	@echo '  make check-series only check that the patches have the form and the effect they should'
 	@echo '  make bisect       only build after each patch, with W=1 (half an hour)'
-	@echo '  make lint         reviewers'"'"' checks: checkpatch, sparse, semantic checks, ...'
+	@echo '  make lint         all checks of a reviewer, bisect and cross included (an hour)'
 	@echo '  make cross        only build for arm64, ppc64le, s390x, i386 and odd configurations'
+	@echo '  make test-series  do bisect, cross and the build of the selftests notice faults?'
 	@echo '  make distribution-kernel   a linux-image package with the series, booted in the lab'
+	@echo '  make debian-source         the series in Debian'"'"'s own source package'
 	@echo '  make check-abi    only compare symbol versions and layouts with Debian'
 	@echo '  make clean        remove out/$(BASE) and out/lab; out/ itself is all else'
 	@echo
@@ -75,12 +77,22 @@ lint: setup
 cross: setup
 	@series/cross $(BASE)
 
+# Too slow for `make check`: it builds.
+.PHONY: test-series
+test-series: setup
+	@series/build_test $(BASE)
+
 # Nothing but what is in the package: no drop-in module.
 .PHONY: distribution-kernel
 distribution-kernel: setup $(O)/vfio_dev_test
 	@series/distribution-kernel $(BASE)
 	@lab/run --base $(BASE) --kernel distribution --edu 2 --smp 2 --timeout 900 \
 		--skips 'no fault injection' --name distribution-$(BASE) -- $(O)/vfio_dev_test
+
+# VERSION: another one of Debian's than that of linux-source-$(BASE)
+.PHONY: debian-source
+debian-source: series
+	@series/debian-source $(BASE) $(VERSION)
 
 .PHONY: check-abi
 check-abi: modules

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /// who attaches a VFIO file to an IOMMU domain, or detaches it, reports it
 ///
-// In the same function, after it, on every path on which it has succeeded.
+// In the same function, after it, on every path on which it has succeeded; or
+// before it, and again if it fails.  What iommufd attaches when a device is opened
+// through its group is reported at the end of that.
 // look in: drivers/vfio/*.c
 virtual report
 
@@ -22,7 +24,21 @@ position change.p;
  ... when any
  r(...)
 
-@script:python depends on report && !reported@
+@before@
+expression E, ret;
+identifier m;
+identifier r =~ "^vfio_df_report_coherency$";
+position change.p;
+@@
+ r(..., true);
+ ret = E->ops->m@p(...);
+ if (ret) {
+	...
+	r(...);
+	...
+ }
+
+@script:python depends on report && !reported && !before@
 p << change.p;
 m << change.m;
 @@
@@ -75,4 +91,34 @@ position driver.p;
 p << driver.p;
 @@
 coccilib.report.print_report(p[0], "the IOMMU driver of a container changes in %s() and that is not reported"
+                             % p[0].current_element)
+
+@through_group@
+identifier f =~ "^vfio_df_group_(open|close)$";
+expression df;
+position p;
+@@
+ f(...)
+ {
+ <+...
+(
+ smp_store_release@p(&df->access_granted, true);
+|
+ vfio_df_close@p(df);
+)
+ ...+>
+ }
+
+@through_group_ok@
+position through_group.p;
+identifier f =~ "^(smp_store_release|vfio_df_close)$";
+@@
+ f@p(...);
+ ... when any
+ vfio_group_report_coherency(...)
+
+@script:python depends on report && !through_group_ok@
+p << through_group.p;
+@@
+coccilib.report.print_report(p[0], "%s() does not report what becomes of the group"
                              % p[0].current_element)
