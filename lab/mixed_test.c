@@ -92,14 +92,19 @@ static bool readable;
 static jmp_buf test_end;
 static char reason[300];
 static char step[100];		/* the last one, for the reason */
+static int walked = -1;		/* and its number in a random walk */
 
 /* End the test that is running. Only for the main thread. */
 static void __attribute__((noreturn, format(printf, 1, 2)))
 fail(const char *format, ...)
 {
-	int used = snprintf(reason, sizeof(reason), "%s: ", step);
 	va_list args;
+	int used;
 
+	if (walked < 0)
+		used = snprintf(reason, sizeof(reason), "%s: ", step);
+	else
+		used = snprintf(reason, sizeof(reason), "step %d, %s: ", walked, step);
 	va_start(args, format);
 	vsnprintf(reason + used, sizeof(reason) - used, format, args);
 	va_end(args);
@@ -176,17 +181,27 @@ static void must_put(const char *path, const char *text)
 		fail("writing '%s' to %s: %s", text, path, name_of(ret));
 }
 
+static int get_text(const char *path, char *text, size_t size)
+{
+	int fd = call(open(path, O_RDONLY | O_CLOEXEC)), ret;
+
+	text[0] = '\0';
+	if (fd < 0)
+		return fd;
+	ret = call(read(fd, text, size - 1));
+	close(fd);
+	if (ret < 0)
+		return ret;
+	text[ret] = '\0';
+	return 0;
+}
+
 static long get_number(const char *path)
 {
-	FILE *file = fopen(path, "re");
-	long value = -1;
+	char text[40];
+	int ret = get_text(path, text, sizeof(text));
 
-	if (!file)
-		return -errno;
-	if (fscanf(file, "%ld", &value) != 1)
-		value = -EIO;
-	fclose(file);
-	return value;
+	return ret ? ret : atol(text);
 }
 
 static void close_fd(int *fd)
@@ -337,6 +352,20 @@ static struct device {
 	int group;
 } devices[DEVICES];
 static int next_id;
+
+/* A device that is open does not go before it is closed: a thread waits for that. */
+static struct {
+	pthread_t thread;
+	pid_t tid;
+	int id;
+	bool started;
+	int result;
+} leaving;
+
+static bool is_leaving(int id)
+{
+	return leaving.started && leaving.id == id;
+}
 
 /* IOMMU groups: the number is the name of the file, whichever device brings it back. */
 static int group_number[GROUPS];
@@ -786,6 +815,8 @@ static int open_device(int f, int id)
 	begin("GET_DEVICE_FD of device %d from file %d", id, f);
 	if (group->dead || !devices[id].bound || devices[id].group != group->group)
 		expected = -ENODEV;
+	else if (is_leaving(id) && !containers_are_judged)
+		expected = -ENODEV;	/* 6.1 still lists it */
 	else if (!is_attached(group))
 		expected = -EINVAL;
 	snprintf(name, sizeof(name), "vfio_testdev.%d", id);
@@ -848,29 +879,32 @@ static void reset(int v)
 	expect_result(vms[v].device, 0);
 }
 
-/* A device that is open does not go before it is closed. */
-static struct {
-	pthread_t thread;
-	int id;
-	bool started;
-	int result;
-} leaving;
-
 static void *leave_slowly(void *unused)
 {
+	leaving.tid = syscall(SYS_gettid);
 	leaving.result = putf(DRIVER "unbind", "vfio_testdev.%d", leaving.id);
 	return NULL;
 }
 
+/* Returns when VFIO waits for the device to be closed. */
 static void begin_to_unbind(int id)
 {
+	char path[100], where[100];
+	int tries;
+
 	begin("begin to unbind %d", id);
 	leaving.id = id;
+	leaving.tid = 0;
 	if (pthread_create(&leaving.thread, NULL, leave_slowly, NULL))
 		fail("no thread");
 	leaving.started = true;
-	/* Until it waits in the kernel. */
-	usleep(300000);
+	for (tries = 0; tries < 10000; tries++) {
+		usleep(1000);
+		snprintf(path, sizeof(path), "/proc/self/task/%d/wchan", leaving.tid);
+		if (!get_text(path, where, sizeof(where)) && strstr(where, "vfio_unregister"))
+			return;
+	}
+	fail("it does not wait in VFIO, but in '%s'", where);
 }
 
 static void end_to_unbind(void)
@@ -1340,15 +1374,20 @@ static bool room_for_files(void)
 	return count < FILES;
 }
 
-/* There always is one. */
-static int some_device(void)
+/* Of GROUP or, for NONE, of any. There always is one. */
+static int some_device_of(int group)
 {
 	int id, found[DEVICES], count = 0;
 
 	for (id = 0; id < next_id; id++)
-		if (devices[id].exists)
+		if (devices[id].exists && (group == NONE || devices[id].group == group))
 			found[count++] = id;
 	return found[chance(count)];
+}
+
+static int some_device(void)
+{
+	return some_device_of(NONE);
 }
 
 static int devices_in(int group)
@@ -1413,9 +1452,13 @@ static void walk_set_iommu(void)
 
 static void walk_open_device(void)
 {
-	int file = some_file(GROUP), id = some_device();
+	int file = some_file(GROUP), id;
 
-	if (file != NONE && open_files_of(id) < 2 && room_for_files())
+	if (file == NONE || !room_for_files())
+		return;
+	/* Now and then one that is not in the group. */
+	id = some_device_of(chance(8) ? files[file].group : NONE);
+	if (open_files_of(id) < 2)
 		open_device(file, id);
 }
 
@@ -1427,9 +1470,13 @@ static void walk_close_device(void)
 		close_file(file);
 }
 
+/* Who unbinds a device keeps it locked. */
 static void walk_bind(void)
 {
-	bind_device(some_device());
+	int id = some_device();
+
+	if (!is_leaving(id))
+		bind_device(id);
 }
 
 static void walk_unbind(void)
@@ -1438,6 +1485,14 @@ static void walk_unbind(void)
 
 	if (!open_files_of(id))
 		unbind_device(id);
+}
+
+static void walk_begin_to_unbind(void)
+{
+	int file = some_file(DEVICE);
+
+	if (file != NONE && !leaving.started)
+		begin_to_unbind(files[file].device);
 }
 
 static void walk_change(void)
@@ -1479,8 +1534,8 @@ static const struct {
 	{ walk_open, 10 },	{ walk_close, 3 },
 	{ walk_join, 12 },	{ walk_leave, 5 },
 	{ walk_set_iommu, 8 },
-	{ walk_open_device, 6 },	{ walk_close_device, 6 },
-	{ walk_bind, 8 },	{ walk_unbind, 4 },
+	{ walk_open_device, 8 },	{ walk_close_device, 5 },
+	{ walk_bind, 8 },	{ walk_unbind, 4 },	{ walk_begin_to_unbind, 8 },
 	{ walk_change, 6 },
 	{ walk_plug, 2 },	{ walk_unplug, 2 },
 	{ walk_reset, 1 },
@@ -1518,7 +1573,7 @@ static void count_seen(void)
 
 static void test_walk(void)
 {
-	int i, a, b;
+	int i, a, b, left = 0;
 
 	random_state = seed;
 	printf("# seed %u, %d steps\n", seed, steps);
@@ -1528,13 +1583,19 @@ static void test_walk(void)
 	plug(false, devices[a].group);
 	b = plug(true, NONE);
 	plug(true, devices[b].group);
-	for (i = 0; i < steps; i++) {
+	for (walked = 0; walked < steps; walked++) {
 		one_step();
+		if (leaving.started && !open_files_of(leaving.id)) {
+			end_to_unbind();
+			left++;
+		}
 		check();
 		count_seen();
 	}
+	walked = NONE;
 	printf("# a VM was coherent %d times, non-coherent %d times\n", seen[0], seen[1]);
-	if (seen[0] < steps / 4 || seen[1] < steps / 4)
+	printf("# %d devices left while they were open\n", left);
+	if (seen[0] < steps / 4 || seen[1] < steps / 4 || left < steps / 1000)
 		fail("too few of one kind");
 }
 
@@ -1594,6 +1655,7 @@ static void prepare(void)
 
 static bool run_test(void (*run)(void))
 {
+	walked = NONE;
 	if (setjmp(test_end))
 		return false;
 	set_up();
