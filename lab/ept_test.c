@@ -6,7 +6,9 @@
  * Drives small KVM guests and judges by the kernel's own tracepoints:
  * kvmmmu:kvm_tdp_mmu_spte_changed tells of each entry that appears in or
  * vanishes from the EPT tables, kvmmmu:kvm_mmu_set_spte of each one that a
- * fault installs. Neither belongs to the code under test.
+ * fault installs. Neither belongs to the code under test. With the argument
+ * "legacy", KVM is loaded anew without its TDP MMU and has only the latter: that
+ * a change has removed an entry is then told by the fault of the next access.
  *
  * What must hold of a VM:
  *
@@ -21,13 +23,17 @@
  *    with the type of before is left, and the next access faults: seen with a
  *    vCPU that keeps reading a 4 KiB and a 2 MiB page during the call.
  *  - WBINVD, which makes the guest exit here: skipped while coherent, else executed
- *    on the CPUs the vCPU has used. Bochs counts none, so a kprobe in KVM does.
+ *    on the CPUs the vCPU has used. Where there is no such exit, which the fixture
+ *    no_wbinvd_exit_vmx.ko pretends, each CPU that the vCPU leaves executes one. When
+ *    the VM becomes non-coherent, all CPUs used do, after the last old entry is gone.
+ *    Bochs counts none, so a kprobe on the very instruction does, CPU by CPU.
  *
  * Output: KTAP. Build: cc -O2 -static -pthread -o ept_test ept_test.c
  */
 #define _GNU_SOURCE
 #include <ctype.h>
 #include <dirent.h>
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
@@ -35,6 +41,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -45,6 +52,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
@@ -55,6 +63,7 @@
 #define TESTDEV		"/sys/devices/vfio_testdev/"
 #define DRIVER		"/sys/bus/platform/drivers/vfio_testdev/"
 #define TYPE1		"/sys/module/vfio_iommu_type1/parameters/"
+#define DEBUGFS		"/sys/kernel/debug/"
 
 /* Guest-physical addresses. */
 #define LOW		0x00000000u	/* 1 MiB of RAM: code, data, fixed MTRRs */
@@ -84,17 +93,25 @@ enum { UC = 0, WC = 1, WT = 4, WP = 5, WB = 6 };	/* as in MTRRs and EPT */
 #ifndef KVM_X86_QUIRK_CD_NW_CLEARED
 #define KVM_X86_QUIRK_CD_NW_CLEARED	(1 << 1)
 #endif
+#ifndef KVM_X86_QUIRK_IGNORE_GUEST_PAT
+#define KVM_X86_QUIRK_IGNORE_GUEST_PAT	(1 << 9)
+#endif
+
+#define EXIT_REASON_WBINVD	"54"		/* the SDM's list of exits */
 
 /* Does this base's KVM look at the guest's MTRRs and CR0.CD? */
 static bool honours_mtrrs;
 /* Up to Linux 6.1 VFIO judges a container as a whole, later each group by its devices. */
 static bool containers_are_judged;
+/* Without the TDP MMU nothing tells of entries that vanish. */
+static bool legacy;
 
 /* ---- failing ------------------------------------------------------------- */
 
 static jmp_buf test_end;
 enum { PASSED, FAILED, SKIPPED };
 static char reason[200];
+static char variant[60];		/* of the test that is running, if it has some */
 
 /* End the test that is running. Only for the main thread. */
 static void __attribute__((noreturn, format(printf, 2, 3)))
@@ -151,9 +168,10 @@ must_put(const char *path, const char *format, ...)
 /* ---- what the tracepoints tell ------------------------------------------- */
 
 struct event {
-	enum { CHANGED, SET, MARK } kind;
+	enum { CHANGED, SET, FLUSH, WBINVD_EXIT, MARK } kind;
 	uint64_t gfn, old, new;
 	int level;
+	int cpu;
 };
 
 static struct event events[20000];
@@ -189,16 +207,21 @@ static void record(const char *line)
 	unsigned long long gfn, old, new;
 	const char *change = strstr(line, "kvm_tdp_mmu_spte_changed: ");
 	const char *set = strstr(line, "kvm_mmu_set_spte: ");
+	const char *cpu;
 	int level;
 
 	if (change &&
 	    sscanf(change, "%*s as id %*d gfn %llx level %d old_spte %llx new_spte %llx",
 		   &gfn, &level, &old, &new) == 4)
-		event = (struct event){ CHANGED, gfn, old, new, level };
+		event = (struct event){ CHANGED, gfn, old, new, level, 0 };
 	else if (set &&
 		 sscanf(set, "%*s gfn %llx spte %llx %*s level %d",
 			&gfn, &new, &level) == 3)
-		event = (struct event){ SET, gfn, 0, new, level };
+		event = (struct event){ SET, gfn, 0, new, level, 0 };
+	else if (strstr(line, "wbinvd: (") && (cpu = strchr(line, '[')))
+		event = (struct event){ .kind = FLUSH, .cpu = atoi(cpu + 1) };
+	else if (strstr(line, "kvm_exit: "))
+		event.kind = WBINVD_EXIT;
 	else if (strstr(line, "tracing_mark_write: "))
 		event.kind = MARK;
 	else if (strstr(line, "LOST"))
@@ -263,11 +286,31 @@ struct entries {
 	int level;
 };
 
+/* Without the TDP MMU: what a fault has installed last, be it still there or not. */
+static struct entries entry_set_last(uint64_t gpa, int end)
+{
+	struct entries found = { 0 };
+
+	while (end--) {
+		const struct event *event = &events[end];
+
+		if (event->kind != SET || !maps(event, gpa) ||
+		    !is_leaf(event->new, event->level))
+			continue;
+		found.count[type_of(event->new)] = 1;
+		found.level = event->level;
+		break;
+	}
+	return found;
+}
+
 static struct entries entries_at(uint64_t gpa, int end)
 {
 	struct entries found = { 0 };
 	int i;
 
+	if (legacy)
+		return entry_set_last(gpa, end);
 	for (i = 0; i < end; i++) {
 		const struct event *event = &events[i];
 
@@ -291,6 +334,27 @@ static bool faulted_between(uint64_t gpa, int begin, int end, int type)
 		    type_of(events[begin].new) == type)
 			return true;
 	return false;
+}
+
+/* Whether an entry for GPA vanished between two events. */
+static bool removed_between(uint64_t gpa, int begin, int end)
+{
+	for (; begin < end; begin++)
+		if (events[begin].kind == CHANGED && maps(&events[begin], gpa) &&
+		    is_leaf(events[begin].old, events[begin].level) &&
+		    !is_leaf(events[begin].new, events[begin].level))
+			return true;
+	return false;
+}
+
+static int count_between(int kind, int cpu, int begin, int end)
+{
+	int count = 0;
+
+	for (; begin < end; begin++)
+		count += events[begin].kind == (typeof(events->kind))kind &&
+			 events[begin].cpu == cpu;
+	return count;
 }
 
 /* GPA is mapped, with TYPE and with nothing else. */
@@ -324,6 +388,9 @@ static void start_trace(void)
 	must_put(TRACING "events/enable", "0");
 	must_put(TRACING "events/kvmmmu/kvm_mmu_set_spte/enable", "1");
 	must_put(TRACING "events/kvmmmu/kvm_tdp_mmu_spte_changed/enable", "1");
+	must_put(TRACING "events/kvm/kvm_exit/filter", "exit_reason == " EXIT_REASON_WBINVD);
+	must_put(TRACING "events/kvm/kvm_exit/enable", "1");
+	must_put(TRACING "events/lab/wbinvd/enable", "1");
 	must_put(TRACING "tracing_on", "1");
 	trace_marker = must(open(TRACING "trace_marker", O_WRONLY | O_CLOEXEC));
 	trace_pipe = must(open(TRACING "trace_pipe",
@@ -341,6 +408,99 @@ static void stop_trace(void)
 	if (trace_marker >= 0)
 		close(trace_marker);
 	trace_pipe = trace_marker = -1;
+}
+
+/* ---- where WBINVD is executed -------------------------------------------- */
+
+/* Whether the kernel's memory could be read there. */
+static bool read_kernel(uint64_t address, void *to, size_t size)
+{
+	int kcore = must(open("/proc/kcore", O_RDONLY | O_CLOEXEC)), i;
+	Elf64_Ehdr head;
+	Elf64_Phdr part;
+	bool done = false;
+
+	if (pread(kcore, &head, sizeof(head), 0) != sizeof(head))
+		head.e_phnum = 0;
+	for (i = 0; i < head.e_phnum && !done; i++) {
+		if (pread(kcore, &part, sizeof(part), head.e_phoff + i * sizeof(part)) !=
+		    sizeof(part))
+			break;
+		if (part.p_type == PT_LOAD && address >= part.p_vaddr &&
+		    address - part.p_vaddr + size <= part.p_memsz)
+			done = pread(kcore, to, size, part.p_offset + address - part.p_vaddr) ==
+			       (ssize_t)size;
+	}
+	close(kcore);
+	return done;
+}
+
+static bool is_wbinvd(const uint8_t *code)
+{
+	return code[0] == 0x0f && code[1] == 0x09;
+}
+
+/* Whether a function begins with WBINVD, perhaps after ENDBR64. */
+static bool begins_with_wbinvd(uint64_t function)
+{
+	static const uint8_t endbr64[] = { 0xf3, 0x0f, 0x1e, 0xfa };
+	uint8_t code[6];
+
+	if (!read_kernel(function, code, sizeof(code)))
+		return false;
+	return is_wbinvd(memcmp(code, endbr64, 4) ? code : code + 4);
+}
+
+/*
+ * The offset of WBINVD in the function. Of a paravirtual kernel it is a call of a
+ * function which only does that, and which from 6.3 on may not be probed.
+ */
+static int wbinvd_in(uint64_t function)
+{
+	uint8_t code[32];
+	int32_t distance;
+	unsigned int i;
+
+	if (!read_kernel(function, code, sizeof(code)))
+		fail("/proc/kcore does not have wbinvd_ipi()");
+	for (i = 0; i + 5 <= sizeof(code); i++) {
+		memcpy(&distance, code + i + 1, sizeof(distance));
+		if (is_wbinvd(code + i) ||
+		    (code[i] == 0xe8 && begins_with_wbinvd(function + i + 5 + distance)))
+			return i;
+	}
+	fail("wbinvd_ipi() does not execute WBINVD");
+}
+
+/* Where a probe of that function is. */
+static uint64_t address_of_probe(const char *function)
+{
+	FILE *list = fopen(DEBUGFS "kprobes/list", "re");
+	unsigned long long address;
+	char line[200], *at;
+	uint64_t found = 0;
+
+	while (list && fgets(line, sizeof(line), list)) {
+		at = strstr(line, function);
+		if (at && at[strlen(function)] == '+' && sscanf(line, "%llx", &address) == 1)
+			found = address;
+	}
+	if (list)
+		fclose(list);
+	if (!found)
+		fail(DEBUGFS "kprobes/list does not have %s()", function);
+	return found;
+}
+
+/* Make lab/wbinvd the event that a CPU executes WBINVD for a guest. */
+static void probe_wbinvd(void)
+{
+	char offset[16];
+
+	must_put(TRACING "kprobe_events", "p:lab/wbinvd kvm:wbinvd_ipi");
+	snprintf(offset, sizeof(offset), "%d", wbinvd_in(address_of_probe("wbinvd_ipi")));
+	/* In place of the first one: opening the file to write empties it. */
+	must_put(TRACING "kprobe_events", "p:lab/wbinvd kvm:wbinvd_ipi+%s", offset);
 }
 
 /* ---- the guest ----------------------------------------------------------- */
@@ -564,13 +724,48 @@ static void let_it_spin(void)
 	}
 }
 
+/* CPU 0 or 1; -1 is both. */
+static cpu_set_t cpus(int cpu)
+{
+	cpu_set_t set;
+	int i;
+
+	CPU_ZERO(&set);
+	for (i = 0; i < 2; i++)
+		if (cpu < 0 || cpu == i)
+			CPU_SET(i, &set);
+	return set;
+}
+
+static void run_on(int cpu)
+{
+	cpu_set_t set = cpus(cpu);
+
+	must(sched_setaffinity(0, sizeof(set), &set));
+}
+
+static void spin_on(int cpu)
+{
+	cpu_set_t set = cpus(cpu);
+
+	if (pthread_setaffinity_np(vm.thread, sizeof(set), &set))
+		fail("the vCPU's thread cannot be moved to CPU %d", cpu);
+}
+
+/* On CPU 1, while the test itself runs on CPU 0. */
 static void start_spinning(void)
 {
+	cpu_set_t set = cpus(1);
+	pthread_attr_t attr;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setaffinity_np(&attr, sizeof(set), &set);
 	WRITE(vm.shared->loops, 0);
 	WRITE(vm.shared->stop, 0);
 	load_guest(guest_spin, (struct kvm_regs){ .rbx = SMALL, .rcx = HUGE, .rdi = DATA });
-	if (pthread_create(&vm.thread, NULL, spin, NULL))
+	if (pthread_create(&vm.thread, &attr, spin, NULL))
 		fail("no thread for the vCPU");
+	pthread_attr_destroy(&attr);
 	vm.spinning = true;
 	let_it_spin();
 }
@@ -586,10 +781,23 @@ static void stop_spinning(void)
 		fail("the vCPU: %s", vm.trouble);
 }
 
+/*
+ * The pages that a test watches: the first BUSY ones are read all the time by
+ * a spinning vCPU, the others lie idle. Types and levels are those in a coherent
+ * VM and in one that is not.
+ */
+enum { BUSY = 2 };
+
+static struct page {
+	uint32_t gpa;
+	int type[2], level[2];
+} pages[12];
+static int page_count;
+
 /* ---- VFIO ---------------------------------------------------------------- */
 
-/* The fixture's devices: two that are coherent, two that are not. */
-enum { COHERENT, COHERENT2, NONCOHERENT, NONCOHERENT2, DEVICES };
+/* The fixture's devices: three that are coherent, two that are not. */
+enum { COHERENT, NONCOHERENT = 3, NONCOHERENT2, DEVICES };
 
 static int group[DEVICES], container[2];
 
@@ -685,41 +893,73 @@ static void close_fd(int *fd)
 
 /* ---- from test to test --------------------------------------------------- */
 
+static void load(const char *path, const char *options)
+{
+	int fd = must(open(path, O_RDONLY | O_CLOEXEC));
+
+	if (syscall(SYS_finit_module, fd, options, 0))
+		fail("%s does not load: %s", path, strerror(errno));
+	close(fd);
+}
+
+static void unload(const char *name)
+{
+	if (syscall(SYS_delete_module, name, O_NONBLOCK))
+		fail("the module %s does not unload: %s", name, strerror(errno));
+}
+
 static void load_fixture(void)
 {
-	int fd;
-
 	if (!access(TESTDEV, F_OK))
 		return;
-	fd = must(open("vfio_testdev.ko", O_RDONLY | O_CLOEXEC));
-	must(syscall(SYS_finit_module, fd, "coherent=2 noncoherent=2", 0));
-	close(fd);
+	load("vfio_testdev.ko", "coherent=3 noncoherent=2");
 	must_put(TYPE1 "allow_unsafe_interrupts", "1");
 }
 
-static void set_up(void)
+/* The modules are where lab/init took them from. */
+static void load_kvm_without_tdp_mmu(const char *release)
+{
+	char path[200];
+
+	unload("kvm_intel");
+	unload("kvm");
+	snprintf(path, sizeof(path), "/lib/modules/%s/kvm.ko", release);
+	load(path, "tdp_mmu=0");
+	snprintf(path, sizeof(path), "/lib/modules/%s/kvm_intel.ko", release);
+	load(path, "");
+}
+
+/* Does the processor exit on WBINVD, as far as KVM knows? */
+static void set_wbinvd_exit(bool wanted)
+{
+	static bool taken;
+
+	if (wanted == !taken)
+		return;
+	if (wanted)
+		unload("no_wbinvd_exit_vmx");
+	else
+		load("no_wbinvd_exit_vmx.ko", "");
+	taken = !wanted;
+}
+
+static void forget_vm(void)
 {
 	memset(group, -1, sizeof(group));
 	memset(container, -1, sizeof(container));
 	memset(&vm, 0, sizeof(vm));
 	vm.fd = vm.vcpu = vm.device = -1;
+	page_count = 0;
+}
+
+static void set_up(void)
+{
+	forget_vm();
+	run_on(0);
 	start_trace();
 	set_up_vfio();
 	make_vm();
 	make_device();
-}
-
-/* Of CPUs 0 and 1; -1 is both. */
-static void run_on(int cpu)
-{
-	cpu_set_t set;
-	int i;
-
-	CPU_ZERO(&set);
-	for (i = 0; i < 2; i++)
-		if (cpu < 0 || cpu == i)
-			CPU_SET(i, &set);
-	must(sched_setaffinity(0, sizeof(set), &set));
 }
 
 static void tear_down(void)
@@ -754,6 +994,7 @@ static void tear_down(void)
 		snprintf(name, sizeof(name), "vfio_testdev.%d", id);
 		put(DRIVER "bind", name);	/* fails if it is bound */
 	}
+	forget_vm();
 }
 
 /* ---- the types ----------------------------------------------------------- */
@@ -924,14 +1165,16 @@ static void test_cache_disable_quirk(void)
 	expect(SMALL, honours_mtrrs ? WB | IPAT : WB);
 }
 
-static void test_cache_disable(void)
+static void disable_quirk(uint64_t quirk)
 {
-	struct kvm_enable_cap cap = {
-		.cap = KVM_CAP_DISABLE_QUIRKS2,
-		.args[0] = KVM_X86_QUIRK_CD_NW_CLEARED,
-	};
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_DISABLE_QUIRKS2, .args[0] = quirk };
 
 	must(ioctl(vm.fd, KVM_ENABLE_CAP, &cap));
+}
+
+static void test_cache_disable(void)
+{
+	disable_quirk(KVM_X86_QUIRK_CD_NW_CLEARED);
 	noncoherent_vm();
 	guest_touches(SMALL);
 	expect(SMALL, WB);
@@ -945,12 +1188,7 @@ static void test_cache_disable(void)
 
 static void test_ignored_cache_disable(void)
 {
-	struct kvm_enable_cap cap = {
-		.cap = KVM_CAP_DISABLE_QUIRKS2,
-		.args[0] = KVM_X86_QUIRK_CD_NW_CLEARED,
-	};
-
-	must(ioctl(vm.fd, KVM_ENABLE_CAP, &cap));
+	disable_quirk(KVM_X86_QUIRK_CD_NW_CLEARED);
 	coherent_vm();
 	guest_sets_cr0(0x31 | CR0_CD);
 	guest_touches(SMALL);
@@ -1019,7 +1257,7 @@ static void read_hole(void)
 		fail("a read of nothing left the guest %d times", vm.mmio_exits);
 	found = entries_at(HOLE, mark());
 	for (i = 0; i < 16; i++)
-		if (found.count[i])
+		if (found.count[i] > 0)
 			fail("nothing is mapped as %s", type_name(i));
 }
 
@@ -1036,64 +1274,170 @@ static void test_hole(void)
 
 /* ---- the changes --------------------------------------------------------- */
 
-/*
- * CHANGE turns pages of type OLD into type NEW. A vCPU reads two of them all
- * the time; a third and a fourth one lie idle.
- */
-static void changes(void (*change)(void), int old, int new)
+static void watch(struct page page)
 {
-	static const uint32_t busy[] = { SMALL, HUGE };
-	static const uint32_t idle[] = { SMALL + 4096, HUGE + 2 * MIB };
-	int i, begin, end;
+	if (page_count == ARRAY_SIZE(pages))
+		fail("more pages than the test expects");
+	pages[page_count++] = page;
+}
 
-	for (i = 0; i < 2; i++)
-		guest_touches(idle[i]);
-	start_spinning();
-	for (i = 0; i < 2; i++) {
-		expect(idle[i], old);
-		expect(busy[i], old);
-	}
-	begin = mark();
-	change();
-	end = mark();
-	for (i = 0; i < 2; i++) {
-		if (entries_at(idle[i], end).count[old] > 0)
-			fail("the idle page %#x is still %s when the call returns",
-			     idle[i], type_name(old));
-		if (entries_at(busy[i], end).count[old] > 0)
+/* RAM for which no MTRR has a word of its own. */
+static void watch_ram(int coherent, int noncoherent)
+{
+	static const uint32_t ram[][2] = {
+		{ SMALL, 1 }, { HUGE, 2 }, { SMALL + 4096, 1 }, { HUGE + 2 * MIB, 2 },
+	};
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(ram); i++)
+		watch((struct page){ ram[i][0], { coherent, noncoherent },
+				     { ram[i][1], ram[i][1] } });
+}
+
+static void touch(const struct page *page)
+{
+	if (page->gpa == HOST_MMIO)
+		guest_reads(page->gpa);
+	else
+		guest_touches(page->gpa);
+}
+
+static void expect_page(const struct page *page, bool noncoherent)
+{
+	expect(page->gpa, page->type[noncoherent]);
+	expect_level(page->gpa, page->level[noncoherent]);
+}
+
+/* None of the entries that a page had is left when the call returns. */
+static void expect_removed(const struct page *page, bool noncoherent, int begin, int end)
+{
+	struct entries left = entries_at(page->gpa, end);
+	int old = page->type[!noncoherent], i;
+
+	if (page < &pages[BUSY] && old != page->type[noncoherent]) {
+		if (left.count[old] > 0)
 			fail("the busy page %#x is still %s when the call returns",
-			     busy[i], type_name(old));
-	}
-	let_it_spin();
-	for (i = 0; i < 2; i++) {
-		expect(busy[i], new);
-		if (!faulted_between(busy[i], begin, event_count, new))
-			fail("no fault mapped %#x anew", busy[i]);
-	}
-	stop_spinning();
-	for (i = 0; i < 2; i++) {
-		guest_touches(idle[i]);
-		expect(idle[i], new);
+			     page->gpa, type_name(old));
+	} else if (page < &pages[BUSY]) {
+		if (!removed_between(page->gpa, begin, end))
+			fail("the busy page %#x is not unmapped", page->gpa);
+	} else {
+		for (i = 0; i < 16; i++)
+			if (left.count[i] > 0)
+				fail("the idle page %#x is still %s when the call returns",
+				     page->gpa, type_name(i));
 	}
 }
 
-#define becomes_noncoherent(change)	changes(change, WB | IPAT, WB)
-#define becomes_coherent(change)	changes(change, WB, WB | IPAT)
-
-/* CHANGE has nothing to change: the pages keep their type. */
-static void stays(void (*change)(void), int type)
+/*
+ * CPUs write their caches back when nobody can dirty them through an old entry
+ * any more: after the last such entry is gone. And not on the way back.
+ */
+static void expect_flushes_last(int old, int new, bool noncoherent, int begin, int end)
 {
+	bool flushed = false;
+	int i;
+
+	for (i = begin; i < end; i++) {
+		const struct event *event = &events[i];
+		bool removes = event->kind == CHANGED && is_leaf(event->old, event->level) &&
+			       !is_leaf(event->new, event->level) &&
+			       type_of(event->old) == old;
+		bool installs = event->kind == SET && old != new &&
+				type_of(event->new) == old;
+
+		flushed |= event->kind == FLUSH;
+		if (flushed && !noncoherent)
+			fail("CPU %d is flushed although the VM becomes coherent", event->cpu);
+		if (flushed && (removes || installs))
+			fail("an old entry of frame %#llx is %s after a flush",
+			     (unsigned long long)event->gfn, removes ? "removed" : "made");
+	}
+}
+
+/*
+ * CHANGE makes the VM (non-)coherent, and so turns all pages watched from one type
+ * into another. Even an entry that is to have the same type again is removed.
+ */
+static void changes(void (*change)(void), bool noncoherent)
+{
+	int i, begin, end;
+
+	if (!page_count)
+		watch_ram(WB | IPAT, WB);
+	for (i = BUSY; i < page_count; i++)
+		touch(&pages[i]);
+	start_spinning();
+	for (i = 0; i < page_count; i++)
+		expect_page(&pages[i], !noncoherent);
+	begin = mark();
+	change();
+	end = mark();
+	for (i = 0; i < page_count && !legacy; i++)
+		expect_removed(&pages[i], noncoherent, begin, end);
+	expect_flushes_last(pages[0].type[!noncoherent], pages[0].type[noncoherent],
+			    noncoherent, begin, end);
+	let_it_spin();
+	for (i = 0; i < BUSY; i++)
+		expect_page(&pages[i], noncoherent);
+	stop_spinning();
+	for (i = BUSY; i < page_count; i++) {
+		touch(&pages[i]);
+		expect_page(&pages[i], noncoherent);
+	}
+	for (i = 0; i < page_count; i++)
+		if (!faulted_between(pages[i].gpa, begin, event_count,
+				     pages[i].type[noncoherent]))
+			fail("no fault mapped %#x anew", pages[i].gpa);
+}
+
+#define becomes_noncoherent(change)	changes(change, true)
+#define becomes_coherent(change)	changes(change, false)
+
+static void expect_flushes(int begin, int cpu0, int cpu1, const char *when)
+{
+	int end = mark();
+	int found0 = count_between(FLUSH, 0, begin, end);
+	int found1 = count_between(FLUSH, 1, begin, end);
+
+	if (found0 != cpu0 || found1 != cpu1)
+		fail("%d flushes of CPU 0 and %d of CPU 1 instead of %d and %d %s",
+		     found0, found1, cpu0, cpu1, when);
+}
+
+/* CHANGE leaves the mappings alone: no entry vanishes, and no access faults. */
+static void keeps_mappings(void (*change)(void), int type)
+{
+	int i, begin, end;
+
 	start_spinning();
 	expect(SMALL, type);
+	begin = mark();
 	change();
 	let_it_spin();
+	end = mark();
+	for (i = begin; i < end; i++)
+		if (events[i].kind == CHANGED || events[i].kind == SET)
+			fail("the entry of frame %#llx is %s although nothing has changed",
+			     (unsigned long long)events[i].gfn,
+			     events[i].kind == SET ? "made anew" : "changed");
 	expect(SMALL, type);
 	expect(HUGE, type);
 	stop_spinning();
 }
 
+/* CHANGE has nothing to change. */
+static void stays(void (*change)(void), int type)
+{
+	int begin = mark();
+
+	keeps_mappings(change, type);
+	expect_flushes(begin, 0, 0, "although nothing has changed");
+}
+
 static void add_coherent(void)		{ add(COHERENT); }
 static void add_noncoherent(void)	{ add(NONCOHERENT); }
+static void add_noncoherent2(void)	{ add(NONCOHERENT2); }
 static void del_coherent(void)		{ del(COHERENT); }
 static void del_noncoherent(void)	{ del(NONCOHERENT); }
 static void del_noncoherent2(void)	{ del(NONCOHERENT2); }
@@ -1199,38 +1543,305 @@ static void test_there_and_back(void)
 	}
 }
 
-/* ---- putting it together ------------------------------------------------- */
+/* To the other state, back, and there again, with what the test watches. */
+static void changes_and_back(void)
+{
+	attach(NONCOHERENT, 0);
+	becomes_noncoherent(add_noncoherent);
+	becomes_coherent(del_noncoherent);
+	becomes_noncoherent(add_noncoherent);
+}
+
+static void test_mtrrs_across(void)
+{
+	static const int types[] = { UC, WC, WT };
+	unsigned int i;
+
+	watch_ram(WB | IPAT, WB);
+	for (i = 0; i < ARRAY_SIZE(types); i++) {
+		uint32_t gpa = SMALL + (16 + i) * 4096;
+
+		set_mtrr(i, gpa, 4096, types[i]);
+		watch((struct page){ gpa, { WB | IPAT, by_mtrr(types[i]) }, { 1, 1 } });
+	}
+	changes_and_back();
+}
+
+static void test_disabled_mtrrs_across(void)
+{
+	set_msr(MSR_MTRR_DEF_TYPE, WB);
+	watch_ram(WB | IPAT, by_mtrr(UC));
+	changes_and_back();
+}
+
+static void test_cache_disable_quirk_across(void)
+{
+	guest_sets_cr0(0x31 | CR0_CD);
+	watch_ram(WB | IPAT, honours_mtrrs ? WB | IPAT : WB);
+	changes_and_back();
+}
+
+static void test_cache_disable_across(void)
+{
+	disable_quirk(KVM_X86_QUIRK_CD_NW_CLEARED);
+	guest_sets_cr0(0x31 | CR0_CD);
+	watch_ram(WB | IPAT, honours_mtrrs ? UC | IPAT : WB);
+	changes_and_back();
+}
+
+static void test_split_mtrr_across(void)
+{
+	int level = honours_mtrrs ? 1 : 2;
+
+	watch((struct page){ SMALL, { WB | IPAT, WB }, { 1, 1 } });
+	watch((struct page){ HUGE, { WB | IPAT, WB }, { 2, 2 } });
+	set_mtrr(0, HUGE + 2 * MIB, MIB, WC);
+	watch((struct page){ HUGE + 2 * MIB, { WB | IPAT, by_mtrr(WC) }, { 2, level } });
+	watch((struct page){ HUGE + 3 * MIB, { WB | IPAT, WB }, { 2, level } });
+	changes_and_back();
+}
+
+static void test_host_mmio_across(void)
+{
+	add_host_mmio();
+	watch_ram(WB | IPAT, WB);
+	watch((struct page){ HOST_MMIO, { UC, UC }, { 1, 1 } });
+	changes_and_back();
+}
+
+/* A guest whose PAT counts always: there is nothing to change, but the flush. */
+static void test_guest_pat(void)
+{
+	int begin;
+
+	if (honours_mtrrs) {	/* and has no such quirk */
+		struct kvm_enable_cap cap = {
+			.cap = KVM_CAP_DISABLE_QUIRKS2,
+			.args[0] = KVM_X86_QUIRK_IGNORE_GUEST_PAT,
+		};
+
+		if (!ioctl(vm.fd, KVM_ENABLE_CAP, &cap))
+			fail("KVM knows a quirk that the test believes is of 6.12");
+		return;
+	}
+	disable_quirk(KVM_X86_QUIRK_IGNORE_GUEST_PAT);
+	attach(NONCOHERENT, 0);
+	begin = mark();
+	keeps_mappings(add_noncoherent, WB);
+	expect_flushes(begin, 1, 1, "when the VM becomes non-coherent");
+	stays(del_noncoherent, WB);
+}
+
+/* ---- groups of both kinds ------------------------------------------------ */
+
+static void add_mixed(int coherent, int noncoherent)
+{
+	int i;
+
+	for (i = 0; i < coherent; i++) {
+		join(COHERENT + i, 0);
+		if (!i)
+			set_iommu(0);
+		add(COHERENT + i);
+	}
+	for (i = 0; i < noncoherent; i++) {
+		join(NONCOHERENT + i, 1);
+		if (!i)
+			set_iommu(1);
+		add(NONCOHERENT + i);
+	}
+}
+
+static void expect_mixed(bool noncoherent)
+{
+	guest_touches(SMALL);
+	guest_touches(HUGE);
+	expect(SMALL, noncoherent ? WB : WB | IPAT);
+	expect(HUGE, noncoherent ? WB : WB | IPAT);
+}
+
+/* The VM is non-coherent until the last group that is leaves, one by one by GO. */
+static void leave_mixed(void (*go)(int id), int count)
+{
+	int begin = 0, i;
+
+	for (i = 0; i < count; i++) {
+		expect_mixed(true);
+		begin = mark();
+		go(NONCOHERENT + i);
+		mark();
+		if (!legacy && removed_between(SMALL, begin, event_count) != (i == count - 1))
+			fail("group %d of %d leaves, and the page is%s unmapped", i + 1, count,
+			     i == count - 1 ? " not" : "");
+	}
+	expect_mixed(false);
+	if (!faulted_between(SMALL, begin, event_count, WB | IPAT))
+		fail("no fault mapped the page anew");
+}
+
+/* RUN in a VM of its own for each number of groups of both kinds. */
+static void for_each_mix(void (*run)(int coherent, int noncoherent, void (*go)(int id)),
+			 void (*go)(int id))
+{
+	static const int mixes[][2] = {
+		{ 0, 1 }, { 1, 1 }, { 3, 1 }, { 0, 2 }, { 1, 2 }, { 3, 2 },
+	};
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(mixes); i++) {
+		snprintf(variant, sizeof(variant), "%d coherent and %d non-coherent: ",
+			 mixes[i][0], mixes[i][1]);
+		if (i) {
+			tear_down();
+			set_up();
+		}
+		run(mixes[i][0], mixes[i][1], go);
+	}
+}
+
+static void mixed(int coherent, int noncoherent, void (*go)(int id))
+{
+	add_mixed(coherent, noncoherent);
+	leave_mixed(go, noncoherent);
+}
+
+/* All leave at once. */
+static void mixed_close(int coherent, int noncoherent, void (*go)(int id))
+{
+	add_mixed(coherent, noncoherent);
+	leave_mixed(go, 1);
+}
+
+static void go_by_close(int id __attribute__((unused)))
+{
+	close_device();
+}
+
+static void test_mixed_del(void)	{ for_each_mix(mixed, del); }
+static void test_mixed_leave(void)	{ for_each_mix(mixed, leave); }
+static void test_mixed_unbind(void)	{ for_each_mix(mixed, unbind); }
+static void test_mixed_close(void)	{ for_each_mix(mixed_close, go_by_close); }
+
+/* A process with a VM of that kind, ready when it has written to the pipe. */
+static void __attribute__((noreturn))
+other_process(int coherent, int noncoherent, int ready)
+{
+	if (setjmp(test_end))
+		_exit(1);
+	set_up_vfio();
+	make_vm();
+	make_device();
+	add_mixed(coherent, noncoherent);
+	guest_touches(SMALL);
+	must(write(ready, "", 1));
+	for (;;)
+		pause();
+}
+
+/* It is killed: its groups are free for another VM, which they make what they did. */
+static void mixed_kill(int coherent, int noncoherent, void (*go)(int id) __attribute__((unused)))
+{
+	int ready[2], status;
+	pid_t child;
+	char byte;
+
+	tear_down();
+	must(pipe(ready));
+	child = must(fork());
+	if (!child)
+		other_process(coherent, noncoherent, ready[1]);
+	close(ready[1]);
+	status = read(ready[0], &byte, 1);
+	close(ready[0]);
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+	if (status != 1)
+		fail("the other process has not made its VM");
+	set_up();
+	expect_mixed(false);
+	add_mixed(coherent, noncoherent);
+	leave_mixed(del, noncoherent);
+}
+
+static void test_mixed_kill(void)	{ for_each_mix(mixed_kill, NULL); }
+
+/* ---- the statistics ------------------------------------------------------ */
+
+static long long statistic(const char *name)
+{
+	char path[120], text[40] = "";
+	FILE *file;
+
+	snprintf(path, sizeof(path), DEBUGFS "kvm/%d-%d/%s", getpid(), vm.fd, name);
+	file = fopen(path, "re");
+	if (!file || !fgets(text, sizeof(text), file))
+		fail("KVM does not count %s", name);
+	fclose(file);
+	return atoll(text);
+}
+
+struct statistics {
+	long long changes, zaps, zap_ns, flushes;
+};
+
+static struct statistics statistics(void)
+{
+	return (struct statistics){
+		statistic("noncoherent_dma_changes"), statistic("noncoherent_dma_zaps"),
+		statistic("noncoherent_dma_zap_ns"), statistic("noncoherent_dma_flushes"),
+	};
+}
+
+static void counts(void (*change)(void), long long changed, long long zaps, long long flushes)
+{
+	struct statistics before = statistics(), after;
+
+	change();
+	after = statistics();
+	if (after.changes - before.changes != changed)
+		fail("%lld changes counted instead of %lld",
+		     after.changes - before.changes, changed);
+	if (after.zaps - before.zaps != zaps)
+		fail("%lld zaps counted instead of %lld", after.zaps - before.zaps, zaps);
+	if (after.flushes - before.flushes != flushes)
+		fail("%lld flushes counted instead of %lld",
+		     after.flushes - before.flushes, flushes);
+	if ((after.zap_ns > before.zap_ns) != (zaps > 0) || after.zap_ns < before.zap_ns)
+		fail("zaps took %lld ns", after.zap_ns - before.zap_ns);
+}
+
+static void test_statistics(void)
+{
+	attach(COHERENT, 0);
+	attach(NONCOHERENT, 1);
+	join(NONCOHERENT2, 1);
+	run_on(1);
+	guest_touches(SMALL);
+	run_on(0);
+	guest_touches(SMALL);
+	counts(add_coherent, 0, 0, 0);
+	counts(add_noncoherent, 1, 1, 2);
+	counts(add_noncoherent2, 0, 0, 0);
+	counts(del_noncoherent, 0, 0, 0);
+	counts(del_noncoherent2, 1, 1, 0);
+	counts(add_noncoherent, 1, 1, 2);
+	counts(close_device, 1, 1, 0);
+}
+
+/* Where nothing has to be zapped, nothing is. */
+static void test_statistics_guest_pat(void)
+{
+	int zaps = honours_mtrrs ? 1 : 0;
+
+	if (!honours_mtrrs)
+		disable_quirk(KVM_X86_QUIRK_IGNORE_GUEST_PAT);
+	attach(NONCOHERENT, 1);
+	guest_touches(SMALL);
+	counts(add_noncoherent, 1, zaps, 1);
+	counts(del_noncoherent, 1, zaps, 0);
+}
 
 /* ---- WBINVD, which exits on this processor ------------------------------- */
-
-#define FLUSH_EVENT	TRACING "events/lab/wbinvd/enable"
-
-/* How often a CPU has written its caches back for a VM, by a kprobe. */
-static long flushes(void)
-{
-	FILE *profile = fopen(TRACING "kprobe_profile", "re");
-	char name[64];
-	long hits;
-	int found;
-
-	if (!profile)
-		fail("kprobe_profile: %s", strerror(errno));
-	while ((found = fscanf(profile, "%63s %ld %*d", name, &hits)) == 2)
-		if (strstr(name, "wbinvd"))
-			break;
-	fclose(profile);
-	if (found != 2)
-		fail("kprobe_profile does not name the probe");
-	return hits;
-}
-
-static void expect_flushes(long before, long expected, const char *when)
-{
-	long found = flushes() - before;
-
-	if (found != expected)
-		fail("%ld flushes instead of %ld %s", found, expected, when);
-}
 
 static void guest_wbinvds(int cpu)
 {
@@ -1238,12 +1849,17 @@ static void guest_wbinvds(int cpu)
 	guest(guest_wbinvd, (struct kvm_regs){ 0 });
 }
 
+static void expect_exits(int begin, int expected)
+{
+	int found = count_between(WBINVD_EXIT, 0, begin, mark());
+
+	if (found != expected)
+		fail("%d WBINVDs left the guest instead of %d", found, expected);
+}
+
 /* A vCPU that has run on both CPUs, of a VM that tracks an unattached group. */
 static void used_both_cpus(void)
 {
-	if (access(FLUSH_EVENT, F_OK))
-		must_put(TRACING "kprobe_events", "p:lab/wbinvd kvm:wbinvd_ipi");
-	must_put(FLUSH_EVENT, "1");
 	add(NONCOHERENT);
 	guest_wbinvds(0);
 	guest_wbinvds(1);
@@ -1251,50 +1867,186 @@ static void used_both_cpus(void)
 
 static void test_wbinvd_skipped(void)
 {
-	long before;
+	int begin;
 
 	used_both_cpus();
-	before = flushes();
+	begin = mark();
 	guest_wbinvds(0);
 	guest_wbinvds(1);
 	guest_wbinvds(1);
-	expect_flushes(before, 0, "in a coherent VM");
+	expect_flushes(begin, 0, 0, "in a coherent VM");
+	expect_exits(begin, 3);
 }
 
 static void test_wbinvd_owed(void)
 {
-	long before;
+	int begin;
 
 	used_both_cpus();
-	before = flushes();
+	begin = mark();
 	attach(NONCOHERENT, 0);
-	expect_flushes(before, 2, "when the VM becomes non-coherent");
-	before = flushes();
+	expect_flushes(begin, 1, 1, "when the VM becomes non-coherent");
+	begin = mark();
 	leave(NONCOHERENT);
-	expect_flushes(before, 0, "when it becomes coherent again");
+	expect_flushes(begin, 0, 0, "when it becomes coherent again");
+}
+
+/* The owed flush of a vCPU that runs comes last, which changes() looks at. */
+static void test_wbinvd_owed_running(void)
+{
+	int begin = mark();
+
+	attach(NONCOHERENT, 0);
+	becomes_noncoherent(add_noncoherent);
+	expect_flushes(begin, 1, 1, "when the VM becomes non-coherent");
+	begin = mark();
+	becomes_coherent(del_noncoherent);
+	expect_flushes(begin, 0, 0, "when it becomes coherent again");
 }
 
 static void test_wbinvd_executed(void)
 {
-	long before;
+	int begin;
 
 	used_both_cpus();
 	attach(NONCOHERENT, 0);
-	before = flushes();
+	begin = mark();
 	guest_wbinvds(1);
-	expect_flushes(before, 2, "of a vCPU that has run on both CPUs");
+	expect_flushes(begin, 1, 1, "of a vCPU that has run on both CPUs");
+	begin = mark();
 	guest_wbinvds(1);
-	expect_flushes(before, 3, "with the next one on the same CPU");
+	expect_flushes(begin, 0, 1, "with the next one on the same CPU");
+	begin = mark();
 	guest_wbinvds(0);
-	expect_flushes(before, 5, "with another one on the other CPU");
+	expect_flushes(begin, 1, 1, "with another one on the other CPU");
 	leave(NONCOHERENT);
+	begin = mark();
 	guest_wbinvds(0);
-	expect_flushes(before, 5, "with one more when the VM is coherent again");
+	expect_flushes(begin, 0, 0, "with one more when the VM is coherent again");
 }
+
+/* Move a vCPU from CPU 1 to CPU 0 while its guest runs. */
+static void moves_running(void)
+{
+	start_spinning();
+	let_it_spin();
+	spin_on(0);
+	let_it_spin();
+	stop_spinning();
+}
+
+static void test_wbinvd_moved_running(void)
+{
+	int begin;
+
+	noncoherent_vm();
+	guest_wbinvds(0);
+	begin = mark();
+	moves_running();
+	expect_flushes(begin, 0, 0, "without WBINVD");
+	guest_wbinvds(0);
+	expect_flushes(begin, 1, 1, "of a vCPU that has moved while running");
+}
+
+/* ---- WBINVD where VMX does not exit on it -------------------------------- */
+
+static void test_no_exit_coherent(void)
+{
+	int begin = mark();
+
+	used_both_cpus();
+	guest_wbinvds(1);
+	guest_wbinvds(0);
+	moves_running();
+	expect_flushes(begin, 0, 0, "in a coherent VM");
+	expect_exits(begin, 0);
+}
+
+static void test_no_exit_moved(void)
+{
+	int begin;
+
+	noncoherent_vm();
+	guest_wbinvds(0);
+	begin = mark();
+	guest_wbinvds(0);
+	expect_flushes(begin, 0, 0, "of a vCPU that stays on its CPU");
+	guest_wbinvds(1);
+	expect_flushes(begin, 1, 0, "of a vCPU that leaves CPU 0");
+	begin = mark();
+	guest_wbinvds(1);
+	expect_flushes(begin, 0, 0, "of a vCPU that stays on CPU 1");
+	guest_wbinvds(0);
+	expect_flushes(begin, 0, 1, "of a vCPU that leaves CPU 1");
+	expect_exits(begin, 0);
+}
+
+static void test_no_exit_moved_running(void)
+{
+	int begin;
+
+	noncoherent_vm();
+	guest_wbinvds(1);
+	begin = mark();
+	moves_running();
+	expect_flushes(begin, 0, 1, "of a vCPU that leaves CPU 1 while running");
+}
+
+static void test_no_exit_owed(void)
+{
+	int begin;
+
+	used_both_cpus();
+	begin = mark();
+	attach(NONCOHERENT, 0);
+	expect_flushes(begin, 1, 1, "when the VM becomes non-coherent");
+	expect_exits(begin, 0);
+}
+
+/* What is flushed when left is not owed, what is left while coherent is. */
+static void test_no_exit_owed_again(void)
+{
+	int begin;
+
+	used_both_cpus();
+	attach(NONCOHERENT, 0);
+	guest_wbinvds(0);
+	guest_wbinvds(1);
+	leave(NONCOHERENT);
+	begin = mark();
+	attach(NONCOHERENT, 0);
+	expect_flushes(begin, 0, 1, "of a vCPU that has left CPU 0 flushed");
+	leave(NONCOHERENT);
+	begin = mark();
+	guest_wbinvds(0);
+	expect_flushes(begin, 0, 0, "of a vCPU that leaves a CPU while coherent");
+	attach(NONCOHERENT, 0);
+	expect_flushes(begin, 1, 1, "when the VM becomes non-coherent once more");
+}
+
+static void test_no_exit_statistics(void)
+{
+	long long ipis;
+
+	noncoherent_vm();
+	guest_wbinvds(0);
+	ipis = statistic("wbinvd_ipis");
+	guest_wbinvds(1);
+	guest_wbinvds(1);
+	guest_wbinvds(0);
+	ipis = statistic("wbinvd_ipis") - ipis;
+	if (ipis != 2)
+		fail("%lld IPIs counted instead of 2", ipis);
+	if (statistic("wbinvd_exits") || statistic("wbinvd_flushes"))
+		fail("WBINVDs counted that never left the guest");
+}
+
+/* ---- putting it together ------------------------------------------------- */
 
 static const struct {
 	const char *name;
 	void (*run)(void);
+	bool no_exit;			/* on a processor without the WBINVD exit */
 } tests[] = {
 	{ "no VFIO device: RAM is WB, PAT ignored", test_no_device },
 	{ "coherent: a 4 KiB page is WB, PAT ignored", test_coherent_small },
@@ -1327,18 +2079,46 @@ static const struct {
 	{ "stays coherent: a coherent group comes and goes",
 	  test_coherent_comes_and_goes },
 	{ "there and back, three times", test_there_and_back },
+	{ "MTRRs of three types, across changes", test_mtrrs_across },
+	{ "MTRRs disabled, across changes", test_disabled_mtrrs_across },
+	{ "two types within 2 MiB, across changes", test_split_mtrr_across },
+	{ "CR0.CD with the quirk, across changes", test_cache_disable_quirk_across },
+	{ "CR0.CD without the quirk, across changes", test_cache_disable_across },
+	{ "host MMIO, across changes", test_host_mmio_across },
+	{ "the guest's PAT is never ignored: changes zap nothing", test_guest_pat },
+	{ "groups of both kinds leave by DEL", test_mixed_del },
+	{ "groups of both kinds leave by UNSET_CONTAINER", test_mixed_leave },
+	{ "groups of both kinds leave by unbind", test_mixed_unbind },
+	{ "groups of both kinds leave by close of the KVM device", test_mixed_close },
+	{ "groups of both kinds leave by death of the process", test_mixed_kill },
+	{ "statistics: changes, zaps, flushes", test_statistics },
+	{ "statistics: zaps only where there is something to zap",
+	  test_statistics_guest_pat },
 	{ "WBINVD: skipped while coherent", test_wbinvd_skipped },
 	{ "WBINVD: the owed flush on both CPUs used", test_wbinvd_owed },
+	{ "WBINVD: the owed flush follows the last old entry", test_wbinvd_owed_running },
 	{ "WBINVD: executed on the CPUs used while non-coherent", test_wbinvd_executed },
+	{ "WBINVD: executed on the CPU that a running vCPU left",
+	  test_wbinvd_moved_running },
+	{ "no WBINVD exit: coherent, nothing is flushed", test_no_exit_coherent, true },
+	{ "no WBINVD exit: the CPU that is left is flushed", test_no_exit_moved, true },
+	{ "no WBINVD exit: so it is when a running vCPU leaves it",
+	  test_no_exit_moved_running, true },
+	{ "no WBINVD exit: the owed flush on both CPUs used", test_no_exit_owed, true },
+	{ "no WBINVD exit: the flush owed after there and back",
+	  test_no_exit_owed_again, true },
+	{ "no WBINVD exit: statistics", test_no_exit_statistics, true },
 };
 
-static int run_test(void (*run)(void))
+static int run_test(int i)
 {
 	int how = setjmp(test_end);
 
 	if (how == PASSED) {
+		variant[0] = '\0';
+		set_wbinvd_exit(!tests[i].no_exit);
 		set_up();
-		run();
+		tests[i].run();
 	}
 	return how;
 }
@@ -1357,26 +2137,32 @@ static void prepare(void)
 		fail("a kernel named %s", name.release);
 	honours_mtrrs = major < 6 || (major == 6 && minor < 10);
 	containers_are_judged = major < 6 || (major == 6 && minor < 2);
+	if (legacy)
+		load_kvm_without_tdp_mmu(name.release);
 	kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC));
 	/* Off by default on a machine as small as the lab's. */
 	must_put("/sys/kernel/mm/transparent_hugepage/enabled", "madvise");
 	load_fixture();
+	/* Of events on different CPUs, too, it tells which came first. */
+	must_put(TRACING "trace_clock", "counter");
+	probe_wbinvd();
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	int failures = 0;
 	unsigned int i;
 
+	legacy = argc > 1 && !strcmp(argv[1], "legacy");
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	printf("KTAP version 1\n1..%zu\n", ARRAY_SIZE(tests));
 	prepare();
 	for (i = 0; i < ARRAY_SIZE(tests); i++) {
-		int how = run_test(tests[i].run);
+		int how = run_test(i);
 
 		tear_down();
 		if (how == FAILED)
-			printf("# %s\n", reason);
+			printf("# %s%s\n", variant, reason);
 		printf("%sok %u %s", how == FAILED ? "not " : "", i + 1, tests[i].name);
 		if (how == SKIPPED)
 			printf(" # SKIP %s", reason);
