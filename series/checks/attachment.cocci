@@ -122,3 +122,45 @@ p << through_group.p;
 @@
 coccilib.report.print_report(p[0], "%s() does not report what becomes of the group"
                              % p[0].current_element)
+
+// Who takes the driver for the container's reads it without a lock, so that comes last.
+@stored@
+expression C, V;
+position p;
+@@
+ smp_store_release@p(&C->iommu_driver, V)
+
+@stored_ok@
+identifier r =~ "^vfio_container_report.*$";
+identifier s;
+position stored.p;
+@@
+ r(...);
+ ... when any
+ s@p(...)
+
+@script:python depends on report && !stored_ok@
+p << stored.p;
+@@
+coccilib.report.print_report(p[0], "the IOMMU driver of a container changes in %s() and that is not reported"
+                             % p[0].current_element)
+
+@groups@
+position p;
+@@
+ __vfio_container_attach_groups@p(...)
+
+@groups_ok@
+identifier a;
+position groups.p;
+@@
+ a@p(...)
+ ... when exists
+     when any
+ vfio_container_use_iommu(...)
+
+@script:python depends on report && !groups_ok@
+p << groups.p;
+@@
+coccilib.report.print_report(p[0], "groups are attached in %s() and that is not reported"
+                             % p[0].current_element)
