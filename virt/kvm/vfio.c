@@ -16,9 +16,8 @@
  *         kvm->mmu_lock and what else the architecture needs to change the VM
  *
  * The outer one is held across calls into VFIO, the inner one is taken when
- * VFIO calls.  kvm->lock is taken inside none of them but by the sPAPR code,
- * under files_lock, and neither of them is taken under kvm->lock: some drivers
- * take it while VFIO's group lock is held.
+ * VFIO calls.  Neither of them is taken under kvm->lock, nor is any of VFIO's
+ * locks: some drivers take kvm->lock while VFIO's group lock is held.
  */
 #include <linux/err.h>
 #include <linux/file.h>
