@@ -29,6 +29,7 @@
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/perf_event.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -768,7 +769,7 @@ static void attached_by_another_process(void)
 
 /* ---- preemption ---------------------------------------------------------- */
 
-#define MOVES	200
+#define MOVES	400
 
 /* Let the guest execute WBINVDs, how many is seen later, until vcpu_stop_wbinvds(). */
 static void vcpu_start_wbinvds(struct vcpu *v)
@@ -801,6 +802,39 @@ static void vcpu_wait_wbinvd(struct vcpu *v)
 			die("vCPU %d executes no WBINVD", v->id);
 }
 
+/* A counter of the time that the vCPU's thread has run on @cpu */
+static int open_clock(struct vcpu *v, int cpu)
+{
+	struct perf_event_attr attr = {
+		.type = PERF_TYPE_SOFTWARE,
+		.size = sizeof(attr),
+		.config = PERF_COUNT_SW_TASK_CLOCK,
+	};
+
+	return CHECK(syscall(SYS_perf_event_open, &attr, v->thread.tid, cpu, -1,
+			     PERF_FLAG_FD_CLOEXEC));
+}
+
+static uint64_t read_clock(int clock)
+{
+	uint64_t ns;
+
+	CHECK(read(clock, &ns, sizeof(ns)));
+	return ns;
+}
+
+/* As vcpu_move(), but when this returns the vCPU has been loaded there. */
+static void vcpu_move_and_load(struct vcpu *v, int cpu, int clock)
+{
+	uint64_t before = read_clock(clock);
+	double limit = now() + SCENARIO_LIMIT / 2;
+
+	vcpu_move(v, cpu);
+	while (read_clock(clock) == before)
+		if (now() > limit)
+			die("vCPU %d does not get to CPU %d", v->id, cpu);
+}
+
 /* Not to move the vCPU at the same point of each WBINVD */
 static void spin(int n)
 {
@@ -820,22 +854,30 @@ static void moved_during_wbinvds(void)
 {
 	struct vm vm;
 	struct vcpu *v;
-	int group = group_open(0), cpu = 1, i;
+	int group = group_open(0), cpu = 1, clock[CPUS], i;
 	uint32_t first;
 
 	vm_create(&vm);
 	group_attach(group);
 	file_add(&vm, group);
 	v = vcpu_create(&vm, cpu);
+	for (i = 1; i < CPUS; i++)
+		clock[i] = open_clock(v, i);
 	vcpu_enter(v);
 	first = READ(v->box->done);
 	phase("each of %d moves during WBINVDs costs one flush more", MOVES);
 	vcpu_start_wbinvds(v);
 	for (i = 0; i < MOVES; i++) {
-		vcpu_wait_wbinvd(v);
-		spin(i * 97 % 1000 * 10);
+		/*
+		 * In pairs, so that the second move may hit the WBINVD that
+		 * pays for the first. A third one would go back to where the
+		 * first began, and there would be nothing more to pay for.
+		 */
+		if (i % 2 == 0)
+			vcpu_wait_wbinvd(v);
+		spin(i * 97 % 1000 * (i % 2 ? 1 : 10));
 		cpu = 1 + cpu % 3;
-		vcpu_move(v, cpu);
+		vcpu_move_and_load(v, cpu, clock[cpu]);
 	}
 	vcpu_wait_wbinvd(v);
 	vcpu_stop_wbinvds(v);
