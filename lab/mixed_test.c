@@ -1133,6 +1133,27 @@ static void test_joins_while_one_leaves(void)
 	expect_noncoherent(0, by_base(true, false));
 }
 
+/* The group's only device has left its list, and is still open, when another one comes. */
+static void test_joins_emptied_group(void)
+{
+	int a = plug(true, NONE), b = plug(true, devices[a].group), file, device;
+
+	unbind_device(b);
+	file = track(devices[a].group, 0);
+	set_coherent(b, false);
+	device = open_device(file, a);
+	expect_noncoherent(0, false);
+	begin_to_unbind(a);
+	expect_noncoherent(0, false);
+	bind_device(b);
+	expect_noncoherent(0, by_base(false, true));
+	close_file(device);
+	end_to_unbind();
+	expect_noncoherent(0, by_base(false, true));
+	unbind_device(b);
+	expect_noncoherent(0, false);
+}
+
 /* Device files of one group: each is judged by its own device. */
 static void test_device_files(void)
 {
@@ -1458,7 +1479,7 @@ static void walk_open_device(void)
 		return;
 	/* Now and then one that is not in the group. */
 	id = some_device_of(chance(8) ? files[file].group : NONE);
-	if (open_files_of(id) < 2)
+	if (open_files_of(id) < 3)
 		open_device(file, id);
 }
 
@@ -1534,7 +1555,7 @@ static const struct {
 	{ walk_open, 10 },	{ walk_close, 3 },
 	{ walk_join, 12 },	{ walk_leave, 5 },
 	{ walk_set_iommu, 8 },
-	{ walk_open_device, 8 },	{ walk_close_device, 5 },
+	{ walk_open_device, 14 },	{ walk_close_device, 4 },
 	{ walk_bind, 8 },	{ walk_unbind, 4 },	{ walk_begin_to_unbind, 8 },
 	{ walk_change, 6 },
 	{ walk_plug, 2 },	{ walk_unplug, 2 },
@@ -1612,6 +1633,7 @@ static const struct {
 	{ "a tracked group without any device", test_no_device_left },
 	{ "a tracked dead group, and the new one of the same device", test_dead_and_new },
 	{ "a device joins while another one waits to leave", test_joins_while_one_leaves },
+	{ "a non-coherent device joins a group whose last one leaves", test_joins_emptied_group },
 	{ "files of devices of one group", test_device_files },
 	{ "a coherent and a non-coherent group in one container", test_container_mixed },
 	{ "the last non-coherent of many leaves by DEL", test_last_by_del },
@@ -1626,8 +1648,13 @@ static const struct {
 
 static void load_fixture(void)
 {
-	int fd = must(open("vfio_testdev.ko", O_RDONLY | O_CLOEXEC));
+	int fd;
 
+	if (!access(TESTDEV, F_OK)) {
+		must_put(TESTDEV "destroy", "all");
+		return;
+	}
+	fd = must(open("vfio_testdev.ko", O_RDONLY | O_CLOEXEC));
 	must(syscall(SYS_finit_module, fd, "", 0));
 	close(fd);
 	must_put(TYPE1 "allow_unsafe_interrupts", "1");
