@@ -93,7 +93,7 @@ void expect_unrelated(int cpu, int min, int max);
 void expect_flushes(int cpu, int n);
 void expect_some_flushes(int cpu, int min, int max);
 void expect_flush(int cpu);
-/* On CPUs other than 0, no matter which: @n WBINVDs of guests, and @more flushes than that. */
+/* On CPUs but 0, no matter which: @n WBINVDs of guests, and @more flushes than that. */
 void expect_total(int n, int more);
 
 /* ---- CPUs ---------------------------------------------------------------- */

@@ -311,8 +311,8 @@ static void marks_name_cpus(void)
  * not to balance the load), but rarely within the few milliseconds of a round; an
  * IPI of a WBINVD, even if only a round's first one sends it, comes in all rounds.
  */
-static void wbinvds_without_ipi(struct vcpu *v, void (*before)(struct vcpu *v), bool executed,
-				const char *why)
+static void wbinvds_without_ipi(struct vcpu *v, void (*before)(struct vcpu *v),
+				bool executed, const char *why)
 {
 	long ipis = 1;
 	int round;
