@@ -1663,20 +1663,23 @@ static void expect_mixed(bool noncoherent)
 /* The VM is non-coherent until the last group that is leaves, one by one by GO. */
 static void leave_mixed(void (*go)(int id), int count)
 {
-	int begin = 0, i;
+	int i, begin, end;
 
+	expect_mixed(true);
 	for (i = 0; i < count; i++) {
-		expect_mixed(true);
+		bool last = i == count - 1;
+
 		begin = mark();
 		go(NONCOHERENT + i);
-		mark();
-		if (!legacy && removed_between(SMALL, begin, event_count) != (i == count - 1))
+		end = mark();
+		if (!legacy && removed_between(SMALL, begin, end) != last)
 			fail("group %d of %d leaves, and the page is%s unmapped", i + 1, count,
-			     i == count - 1 ? " not" : "");
+			     last ? " not" : "");
+		expect_mixed(!last);
+		if (faulted_between(SMALL, begin, event_count, last ? WB | IPAT : WB) != last)
+			fail("group %d of %d leaves, and then %s fault maps the page anew",
+			     i + 1, count, last ? "no" : "a");
 	}
-	expect_mixed(false);
-	if (!faulted_between(SMALL, begin, event_count, WB | IPAT))
-		fail("no fault mapped the page anew");
 }
 
 /* RUN in a VM of its own for each number of groups of both kinds. */
@@ -1739,7 +1742,8 @@ other_process(int coherent, int noncoherent, int ready)
 }
 
 /* It is killed: its groups are free for another VM, which they make what they did. */
-static void mixed_kill(int coherent, int noncoherent, void (*go)(int id) __attribute__((unused)))
+static void mixed_kill(int coherent, int noncoherent,
+		       void (*go)(int id) __attribute__((unused)))
 {
 	int ready[2], status;
 	pid_t child;
@@ -1792,19 +1796,20 @@ static struct statistics statistics(void)
 	};
 }
 
-static void counts(void (*change)(void), long long changed, long long zaps, long long flushes)
+/* How far CHANGE makes the counters go. */
+static void counts(void (*change)(void), int changed, int zaps, int flushes)
 {
 	struct statistics before = statistics(), after;
 
 	change();
 	after = statistics();
 	if (after.changes - before.changes != changed)
-		fail("%lld changes counted instead of %lld",
+		fail("%lld changes counted instead of %d",
 		     after.changes - before.changes, changed);
 	if (after.zaps - before.zaps != zaps)
-		fail("%lld zaps counted instead of %lld", after.zaps - before.zaps, zaps);
+		fail("%lld zaps counted instead of %d", after.zaps - before.zaps, zaps);
 	if (after.flushes - before.flushes != flushes)
-		fail("%lld flushes counted instead of %lld",
+		fail("%lld flushes counted instead of %d",
 		     after.flushes - before.flushes, flushes);
 	if ((after.zap_ns > before.zap_ns) != (zaps > 0) || after.zap_ns < before.zap_ns)
 		fail("zaps took %lld ns", after.zap_ns - before.zap_ns);
