@@ -452,8 +452,8 @@ static bool begins_with_wbinvd(uint64_t function)
 }
 
 /*
- * The offset of WBINVD in the function. Of a paravirtual kernel it is a call of a
- * function which only does that, and which from 6.3 on may not be probed.
+ * The offset of WBINVD in the function, or, where the kernel has not patched it in,
+ * of the call of a function that begins with it and may itself not be probed.
  */
 static int wbinvd_in(uint64_t function)
 {
@@ -472,18 +472,20 @@ static int wbinvd_in(uint64_t function)
 	fail("wbinvd_ipi() does not execute WBINVD");
 }
 
-/* Where a probe of that function is. */
-static uint64_t address_of_probe(const char *function)
+/* Where the function is that has a probe, which may stand behind an ENDBR64. */
+static uint64_t address_of_probed(const char *function)
 {
 	FILE *list = fopen(DEBUGFS "kprobes/list", "re");
 	unsigned long long address;
+	unsigned int offset;
 	char line[200], *at;
 	uint64_t found = 0;
 
 	while (list && fgets(line, sizeof(line), list)) {
 		at = strstr(line, function);
-		if (at && at[strlen(function)] == '+' && sscanf(line, "%llx", &address) == 1)
-			found = address;
+		if (at && sscanf(at + strlen(function), "+%x", &offset) == 1 &&
+		    sscanf(line, "%llx", &address) == 1)
+			found = address - offset;
 	}
 	if (list)
 		fclose(list);
@@ -498,7 +500,7 @@ static void probe_wbinvd(void)
 	char offset[16];
 
 	must_put(TRACING "kprobe_events", "p:lab/wbinvd kvm:wbinvd_ipi");
-	snprintf(offset, sizeof(offset), "%d", wbinvd_in(address_of_probe("wbinvd_ipi")));
+	snprintf(offset, sizeof(offset), "%d", wbinvd_in(address_of_probed("wbinvd_ipi")));
 	/* In place of the first one: opening the file to write empties it. */
 	must_put(TRACING "kprobe_events", "p:lab/wbinvd kvm:wbinvd_ipi+%s", offset);
 }
