@@ -36,8 +36,7 @@ identifier vcpu;
  kvm_emulate_wbinvd_noskip(struct kvm_vcpu *vcpu)
  {
 -	...
-+	if (!kvm_wbinvd_skipped(vcpu))
-+		kvm_wbinvd_not_skipped(vcpu);
++	kvm_wbinvd(vcpu);
 +	return X86EMUL_CONTINUE;
  }
 
