@@ -51,4 +51,5 @@ position p;
 @script:python depends on report@
 p << locked.p;
 @@
-coccilib.report.print_report(p[0], "fput() with a mutex held: its release may need that")
+coccilib.report.print_report(p[0], "fput() with a mutex held in %s(): its release may need that"
+                             % p[0].current_element)
