@@ -266,6 +266,7 @@ struct op {
 	int vm;			/* 0 is A, 1 is B */
 	int file;
 	int ioas;
+	bool fails_to_attach;
 };
 
 static int world_open(struct world *w, bool compat, int nr_files)
@@ -510,6 +511,7 @@ static int run_putdev(struct world *w, const struct op *op, int *expected)
 static const struct {
 	const char *name;
 	int (*run)(struct world *w, const struct op *op, int *expected);
+	bool fails_to_attach;
 } known_ops[] = {
 	{ "add", run_add },
 	{ "del", run_del },
@@ -519,9 +521,9 @@ static const struct {
 	{ "bind", run_bind },
 	{ "attach", run_attach },
 	{ "detach", run_detach },
-	{ "nowhere", run_nowhere },
-	{ "noroom", run_noroom },
-	{ "fault", run_fault },
+	{ "nowhere", run_nowhere, true },
+	{ "noroom", run_noroom, true },
+	{ "fault", run_fault, true },
 	{ "leave", run_leave },
 	{ "getdev", run_getdev },
 	{ "putdev", run_putdev },
@@ -545,6 +547,7 @@ static int parse_op(const char *word, struct op *op)
 		if (strncmp(word, known_ops[i].name, size))
 			continue;
 		op->run = known_ops[i].run;
+		op->fails_to_attach = known_ops[i].fails_to_attach;
 		if (word[size])
 			op->file = word[size] - '1';
 		if (word[size] && word[size + 1] == '.')
@@ -560,6 +563,18 @@ static void expect_noncoherent(const struct world *w, bool *expected)
 
 	for (i = 0; i < 2; i++)
 		expected[i] = should_be_noncoherent(w, i);
+}
+
+/*
+ * The VM of an open device hears before it is attached, since its DMA may begin
+ * at once, and again when that fails.  It was non-coherent for a moment then.
+ */
+static bool is_briefly_noncoherent(const struct world *w, const struct op *op)
+{
+	const struct file *f = &w->file[op->file];
+
+	return op->fails_to_attach && f->fd >= 0 && f->bound && !f->attached &&
+	       f->owner >= 0 && host.noncoherent && !should_be_noncoherent(w, f->owner);
 }
 
 /* What the device says of a VM and of both files agrees with the model. */
@@ -587,7 +602,7 @@ static bool state_agrees(const struct world *w, int vm)
 
 static void observe(struct world *w, const struct op *op, struct outcome *o)
 {
-	bool expected[2];
+	bool expected[2], briefly = is_briefly_noncoherent(w, op);
 	int i;
 
 	expect_noncoherent(w, expected);
@@ -595,6 +610,7 @@ static void observe(struct world *w, const struct op *op, struct outcome *o)
 	o->result = op->run(w, op, &o->expected_result);
 	expect_noncoherent(w, expected);
 	outcome_after(o, w->vm, expected);
+	o->flush_owed |= briefly;
 	for (i = 0; i < 2; i++)
 		if (!state_agrees(w, i))
 			o->flag[i] = STATE_DISAGREES;
