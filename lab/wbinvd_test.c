@@ -1058,16 +1058,10 @@ static void leaves_clean_cpus_while_running(void)
 	vcpu_leave(v);
 }
 
-static void coherent_leaves_cpus(void)
+/* A vCPU of a coherent VM with a tracked group, which is attached then */
+static void owe_on_cpus_1_and_2(struct vcpu *v, int group, const char *moving)
 {
-	struct vm vm;
-	struct vcpu *v;
-	int group = group_open(0);
-
-	vm_create(&vm);
-	file_add(&vm, group);
-	v = vcpu_create(&vm, 1);
-	phase("a coherent VM's vCPU moves without a flush");
+	phase(moving);
 	vcpu_run_on(v, 1);
 	vcpu_run_on(v, 2);
 	phase_end();
@@ -1077,6 +1071,18 @@ static void coherent_leaves_cpus(void)
 	expect_flush(1);
 	expect_flush(2);
 	phase_end();
+}
+
+static void coherent_leaves_cpus(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+	int group = group_open(0);
+
+	vm_create(&vm);
+	file_add(&vm, group);
+	v = vcpu_create(&vm, 1);
+	owe_on_cpus_1_and_2(v, group, "a coherent VM's vCPU moves without a flush");
 
 	phase("moving to CPU 3 flushes both, since then noted");
 	vcpu_run_on(v, 3);
@@ -1100,16 +1106,8 @@ static void owed_then_back(void)
 	vm_create(&vm);
 	file_add(&vm, group);
 	v = vcpu_create(&vm, 1);
-	phase("running on CPU 1, then on CPU 2, while coherent flushes nothing");
-	vcpu_run_on(v, 1);
-	vcpu_run_on(v, 2);
-	phase_end();
-
-	phase("attaching pays the owed flush on CPUs 1 and 2");
-	group_attach(group);
-	expect_flush(1);
-	expect_flush(2);
-	phase_end();
+	owe_on_cpus_1_and_2(v, group,
+			    "running on CPU 1, then on CPU 2, while coherent flushes nothing");
 
 	phase("moving back to CPU 1 flushes CPU 2 only");
 	vcpu_run_on(v, 1);
