@@ -86,8 +86,11 @@ test-series: setup
 .PHONY: distribution-kernel
 distribution-kernel: setup $(O)/vfio_dev_test
 	@series/distribution-kernel $(BASE)
-	@lab/run --base $(BASE) --kernel distribution --edu 2 --smp 2 --timeout 900 \
-		--skips 'no fault injection' --name distribution-$(BASE) -- $(O)/vfio_dev_test
+	@set -e; for snoop in on off; do \
+		lab/run --base $(BASE) --kernel distribution --edu 2 --smp 2 --snoop $$snoop \
+			--timeout 900 --skips 'no fault injection' \
+			--name distribution-$$snoop-$(BASE) -- $(O)/vfio_dev_test; \
+	done
 
 # VERSION: another one of Debian's than that of linux-source-$(BASE)
 .PHONY: debian-source
@@ -112,15 +115,11 @@ out/lab/wbinvd_test: lab/wbinvd_test.c lab/wbinvd_phase.c lab/wbinvd_phase.h
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -pthread -o $@ $(filter %.c,$^)
 
-out/lab/ept_test: lab/ept_test.c
+out/lab/ept_test out/lab/mixed_test: out/lab/%: lab/%.c lab/testdev.h
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -pthread -o $@ $<
 
-out/lab/mixed_test: lab/mixed_test.c
-	@mkdir -p $(@D)
-	$(CC) -O2 -Wall -static -pthread -o $@ $<
-
-out/lab/bench: bench/bench.c
+out/lab/bench: bench/bench.c lab/testdev.h
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -o $@ $<
 

@@ -53,17 +53,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
-#define MIB		(1u << 20)
-
 #define TRACING		"/sys/kernel/tracing/"
 #define TRACEPOINT	"kvm_vfio_coherency"
-#define TESTDEV		"/sys/devices/vfio_testdev/"
-#define TYPE1		"/sys/module/vfio_iommu_type1/parameters/"
 
 #define MAX_GROUPS	1024
 
-static void __attribute__((noreturn, format(printf, 1, 2))) die(const char *format, ...)
+static void __attribute__((noreturn, format(printf, 1, 2))) fail(const char *format, ...)
 {
 	va_list args;
 
@@ -76,14 +71,7 @@ static void __attribute__((noreturn, format(printf, 1, 2))) die(const char *form
 	exit(1);
 }
 
-#define must(call)							\
-({									\
-	long must_ret = (call);						\
-									\
-	if (must_ret < 0)						\
-		die("%s: %s", #call, strerror(errno));			\
-	must_ret;							\
-})
+#include "../lab/testdev.h"
 
 /* ---- the clock ----------------------------------------------------------- */
 
@@ -232,30 +220,11 @@ static void row(const char *groups, const char *dma, const char *metric, int n,
 		const struct cost *cost)
 {
 	if (!cost->samples)
-		die("%s %s %s %d was not measured", groups, dma, metric, n);
+		fail("%s %s %s %d was not measured", groups, dma, metric, n);
 	printf("%srow %s %s %s %d %llu %llu %s\n", row_prefix, groups, dma, metric, n,
 	       (unsigned long long)cost->least, (unsigned long long)cost->most,
 	       cost->slept ? "cpu" : "tsc");
 }
-
-/* ---- files --------------------------------------------------------------- */
-
-static int put(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC), ret;
-
-	if (fd < 0)
-		return -1;
-	ret = write(fd, text, strlen(text));
-	close(fd);
-	return ret < 0 ? -1 : 0;
-}
-
-#define must_put(path, text)							\
-do {										\
-	if (put(path, text))							\
-		die("writing '%s' to %s: %s", text, path, strerror(errno));	\
-} while (0)
 
 /* ---- groups -------------------------------------------------------------- */
 
@@ -269,18 +238,6 @@ static struct pool {
 	int container;
 } pool;
 
-static int open_group(const char *device)
-{
-	char path[128], link[128];
-	int got;
-
-	snprintf(path, sizeof(path), "%s/iommu_group", device);
-	got = must(readlink(path, link, sizeof(link) - 1));
-	link[got] = '\0';
-	snprintf(path, sizeof(path), "/dev/vfio/%s", strrchr(link, '/') + 1);
-	return must(open(path, O_RDWR | O_CLOEXEC));
-}
-
 static void open_edu(const char *list, int n)
 {
 	char device[96], bdf[32];
@@ -288,19 +245,15 @@ static void open_edu(const char *list, int n)
 
 	while (pool.n < n && sscanf(list, "%31s%n", bdf, &length) == 1) {
 		snprintf(device, sizeof(device), "/sys/bus/pci/devices/%s", bdf);
-		pool.fd[pool.n++] = open_group(device);
+		pool.fd[pool.n++] = must_open_group(group_number_of(device));
 		list += length;
 	}
 }
 
 static void open_testdevs(int first, int n)
 {
-	char device[96];
-
-	while (pool.n < n) {
-		snprintf(device, sizeof(device), TESTDEV "vfio_testdev.%d", first + pool.n);
-		pool.fd[pool.n++] = open_group(device);
-	}
+	for (; pool.n < n; pool.n++)
+		pool.fd[pool.n] = must_open_group(testdev_group_number(first + pool.n));
 }
 
 static void join(int group)
@@ -339,14 +292,10 @@ static void close_pool(void)
 static void load_fixture(int coherent, int noncoherent)
 {
 	char options[64];
-	int fd;
 
 	snprintf(options, sizeof(options), "coherent=%d noncoherent=%d", coherent, noncoherent);
 	noncoherent_base = coherent;
-	fd = must(open("vfio_testdev.ko", O_RDONLY | O_CLOEXEC));
-	must(syscall(SYS_finit_module, fd, options, 0));
-	close(fd);
-	must_put(TYPE1 "allow_unsafe_interrupts", "1");
+	load_testdev(options);
 }
 
 /* ---- the device ---------------------------------------------------------- */
@@ -588,28 +537,10 @@ static void *anonymous(size_t size)
 			      -1, 0);
 
 	if (start == MAP_FAILED)
-		die("mmap: %s", strerror(errno));
+		fail("mmap: %s", strerror(errno));
 	madvise(start, size, MADV_NOHUGEPAGE);
 	memset(start, 0x5a, size);	/* so that a read fault maps it writable */
 	return start;
-}
-
-/* 32-bit protected mode without paging. */
-static void set_segments(void)
-{
-	struct kvm_segment code = {
-		.limit = ~0u, .selector = 8, .type = 11, .present = 1, .db = 1,
-		.s = 1, .g = 1,
-	}, data = code;
-	struct kvm_sregs sregs;
-
-	data.selector = 16;
-	data.type = 3;
-	must(ioctl(vcpu, KVM_GET_SREGS, &sregs));
-	sregs.cs = code;
-	sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data;
-	sregs.cr0 = 0x31;		/* PE, NE, ET */
-	must(ioctl(vcpu, KVM_SET_SREGS, &sregs));
 }
 
 static void make_guest(void)
@@ -619,11 +550,8 @@ static void make_guest(void)
 	memcpy(low + CODE, guest_code, guest_code_end - guest_code);
 	add_slot(0, 0, MIB, low);
 	vcpu = must(ioctl(vm, KVM_CREATE_VCPU, 0));
-	run_size = must(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0));
-	run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
-	if (run == MAP_FAILED)
-		die("mmap of the vCPU: %s", strerror(errno));
-	set_segments();
+	run = map_vcpu(kvm, vcpu, &run_size);
+	set_protected_mode(vcpu);
 }
 
 static void close_guest(void)
@@ -644,9 +572,9 @@ static void guest(const char *entry, struct kvm_regs regs)
 	must(ioctl(vcpu, KVM_SET_REGS, &regs));
 	while (ioctl(vcpu, KVM_RUN, 0))
 		if (errno != EINTR && errno != EAGAIN)
-			die("KVM_RUN: %s", strerror(errno));
+			fail("KVM_RUN: %s", strerror(errno));
 	if (run->exit_reason != KVM_EXIT_HLT)
-		die("unexpected exit %d of the guest", run->exit_reason);
+		fail("unexpected exit %d of the guest", run->exit_reason);
 }
 
 static int compare(const void *a, const void *b)
@@ -709,7 +637,7 @@ static uint64_t traced_flag(void)
 	char line[256], *end;
 
 	if (!file)
-		die(TRACING "trace: %s", strerror(errno));
+		fail(TRACING "trace: %s", strerror(errno));
 	while (fgets(line, sizeof(line), file)) {
 		end = strstr(line, ": " TRACEPOINT ": ");
 		if (!end || !strstr(end, ", vm non-coherent"))
@@ -720,7 +648,7 @@ static uint64_t traced_flag(void)
 	}
 	fclose(file);
 	if (!stamp)
-		die("the attached group made no event " TRACEPOINT " of a non-coherent VM");
+		fail("the attached group made no event " TRACEPOINT " of a non-coherent VM");
 	return stamp;
 }
 
@@ -805,7 +733,7 @@ static uint8_t *alias(int mib, bool huge)
 	int fd, i;
 
 	if (area == MAP_FAILED)
-		die("mmap: %s", strerror(errno));
+		fail("mmap: %s", strerror(errno));
 	while ((uintptr_t)start % (2 * MIB))
 		start += 4096;
 	fd = must(memfd_create("guest", MFD_CLOEXEC | (huge ? MFD_HUGETLB : 0)));
@@ -813,7 +741,7 @@ static uint8_t *alias(int mib, bool huge)
 	for (i = 0; i < mib; i += 2) {
 		if (mmap(start + (size_t)i * MIB, 2 * MIB, PROT_READ | PROT_WRITE,
 			 MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd, 0) == MAP_FAILED)
-			die("mmap of a %s page: %s", huge ? "2 MiB" : "4 KiB", strerror(errno));
+			fail("mmap of a %s page: %s", huge ? "2 MiB" : "4 KiB", strerror(errno));
 	}
 	close(fd);
 	return start;
@@ -946,7 +874,7 @@ static void print_symbols(void)
 	unsigned long long address;
 
 	if (!file)
-		die("/proc/kallsyms: %s", strerror(errno));
+		fail("/proc/kallsyms: %s", strerror(errno));
 	while (fgets(line, sizeof(line), file)) {
 		module[0] = '\0';
 		if (sscanf(line, "%llx %c %511s [%63[^]]", &address, &type, name, module) < 3 ||
@@ -987,7 +915,7 @@ int main(int argc, char **argv)
 			groups = argv[i];
 	}
 	if (atoi(groups) < 0 || atoi(groups) > MAX_GROUPS)
-		die("at most %d groups", MAX_GROUPS);
+		fail("at most %d groups", MAX_GROUPS);
 	if (ktap) {
 		row_prefix = "# ";
 		printf("KTAP version 1\n1..1\n");

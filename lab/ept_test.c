@@ -55,14 +55,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
 #define READ(x)		__atomic_load_n(&(x), __ATOMIC_SEQ_CST)
 #define WRITE(x, value)	__atomic_store_n(&(x), value, __ATOMIC_SEQ_CST)
 
 #define TRACING		"/sys/kernel/tracing/"
-#define TESTDEV		"/sys/devices/vfio_testdev/"
-#define DRIVER		"/sys/bus/platform/drivers/vfio_testdev/"
-#define TYPE1		"/sys/module/vfio_iommu_type1/parameters/"
 #define DEBUGFS		"/sys/kernel/debug/"
 
 /* Guest-physical addresses. */
@@ -73,8 +69,6 @@
 #define SMALL		0x01000000u	/* 1 MiB of RAM in 4 KiB pages */
 #define HOST_MMIO	0xc0000000u	/* a BAR of the emulated host */
 #define HOLE		0xd0000000u	/* nothing */
-
-#define MIB		(1u << 20)
 
 enum { UC = 0, WC = 1, WT = 4, WP = 5, WB = 6 };	/* as in MTRRs and EPT */
 
@@ -128,42 +122,7 @@ end_test(int how, const char *format, ...)
 #define fail(...)	end_test(FAILED, __VA_ARGS__)
 #define skip(...)	end_test(SKIPPED, __VA_ARGS__)
 
-#define must(call)							\
-({									\
-	long must_ret = (call);						\
-									\
-	if (must_ret < 0)						\
-		fail("%s: %s", #call, strerror(errno));			\
-	must_ret;							\
-})
-
-/* ---- files --------------------------------------------------------------- */
-
-static int put(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC), ret, error;
-
-	if (fd < 0)
-		return -1;
-	ret = write(fd, text, strlen(text));
-	error = errno;
-	close(fd);
-	errno = error;
-	return ret < 0 ? -1 : 0;
-}
-
-static void __attribute__((format(printf, 2, 3)))
-must_put(const char *path, const char *format, ...)
-{
-	char text[100];
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
-	va_end(args);
-	if (put(path, text))
-		fail("writing '%s' to %s: %s", text, path, strerror(errno));
-}
+#include "testdev.h"
 
 /* ---- what the tracepoints tell ------------------------------------------- */
 
@@ -603,23 +562,6 @@ static void set_cpuid(void)
 	must(ioctl(vm.vcpu, KVM_SET_CPUID2, &cpuid));
 }
 
-static void set_segments(void)
-{
-	struct kvm_segment code = {
-		.limit = ~0u, .selector = 8, .type = 11, .present = 1, .db = 1,
-		.s = 1, .g = 1,
-	}, data = code;
-	struct kvm_sregs sregs;
-
-	data.selector = 16;
-	data.type = 3;
-	must(ioctl(vm.vcpu, KVM_GET_SREGS, &sregs));
-	sregs.cs = code;
-	sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data;
-	sregs.cr0 = 0x31;		/* PE, NE, ET; no paging */
-	must(ioctl(vm.vcpu, KVM_SET_SREGS, &sregs));
-}
-
 static void set_msr(uint32_t index, uint64_t value)
 {
 	struct {
@@ -644,12 +586,9 @@ static void make_vm(void)
 	memcpy(vm.low + CODE, guest_code, guest_code_end - guest_code);
 	vm.shared = vm.low + DATA;
 	vm.vcpu = must(ioctl(vm.fd, KVM_CREATE_VCPU, 0));
-	vm.run_size = must(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0));
-	vm.run = mmap(NULL, vm.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vm.vcpu, 0);
-	if (vm.run == MAP_FAILED)
-		fail("mmap of the vCPU: %s", strerror(errno));
+	vm.run = map_vcpu(kvm, vm.vcpu, &vm.run_size);
 	set_cpuid();
-	set_segments();
+	set_protected_mode(vm.vcpu);
 	set_msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLE | WB);
 }
 
@@ -803,24 +742,12 @@ enum { COHERENT, NONCOHERENT = 3, NONCOHERENT2, DEVICES };
 
 static int group[DEVICES], container[2];
 
-static int open_group(int id)
-{
-	char path[100], link[100];
-	int got;
-
-	snprintf(path, sizeof(path), TESTDEV "vfio_testdev.%d/iommu_group", id);
-	got = must(readlink(path, link, sizeof(link) - 1));
-	link[got] = '\0';
-	snprintf(path, sizeof(path), "/dev/vfio/%s", strrchr(link, '/') + 1);
-	return must(open(path, O_RDWR | O_CLOEXEC));
-}
-
 static void set_up_vfio(void)
 {
 	int id;
 
 	for (id = 0; id < DEVICES; id++)
-		group[id] = open_group(id);
+		group[id] = must_open_group(testdev_group_number(id));
 	container[0] = must(open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC));
 	container[1] = must(open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC));
 }
@@ -886,23 +813,7 @@ static void unbind(int id)
 	must_put(DRIVER "unbind", "vfio_testdev.%d", id);
 }
 
-static void close_fd(int *fd)
-{
-	if (*fd >= 0)
-		close(*fd);
-	*fd = -1;
-}
-
 /* ---- from test to test --------------------------------------------------- */
-
-static void load(const char *path, const char *options)
-{
-	int fd = must(open(path, O_RDONLY | O_CLOEXEC));
-
-	if (syscall(SYS_finit_module, fd, options, 0))
-		fail("%s does not load: %s", path, strerror(errno));
-	close(fd);
-}
 
 static void unload(const char *name)
 {
@@ -910,24 +821,18 @@ static void unload(const char *name)
 		fail("the module %s does not unload: %s", name, strerror(errno));
 }
 
-static void load_fixture(void)
-{
-	if (!access(TESTDEV, F_OK))
-		return;
-	load("vfio_testdev.ko", "coherent=3 noncoherent=2");
-	must_put(TYPE1 "allow_unsafe_interrupts", "1");
-}
-
 /* The modules are where lab/init took them from. */
-static void load_kvm_without_tdp_mmu(const char *release)
+static void load_kvm_without_tdp_mmu(void)
 {
+	struct utsname name;
 	char path[200];
 
+	uname(&name);
 	unload("kvm_intel");
 	unload("kvm");
-	snprintf(path, sizeof(path), "/lib/modules/%s/kvm.ko", release);
+	snprintf(path, sizeof(path), "/lib/modules/%s/kvm.ko", name.release);
 	load(path, "tdp_mmu=0");
-	snprintf(path, sizeof(path), "/lib/modules/%s/kvm_intel.ko", release);
+	snprintf(path, sizeof(path), "/lib/modules/%s/kvm_intel.ko", name.release);
 	load(path, "");
 }
 
@@ -966,7 +871,6 @@ static void set_up(void)
 
 static void tear_down(void)
 {
-	char name[40];
 	int id;
 
 	if (vm.spinning) {
@@ -975,7 +879,7 @@ static void tear_down(void)
 	}
 	run_on(-1);
 	close_fd(&vm.device);
-	if (vm.run && vm.run != MAP_FAILED)
+	if (vm.run)
 		munmap(vm.run, vm.run_size);
 	close_fd(&vm.vcpu);
 	close_fd(&vm.fd);
@@ -992,10 +896,8 @@ static void tear_down(void)
 	close_fd(&container[0]);
 	close_fd(&container[1]);
 	stop_trace();
-	for (id = 0; id < DEVICES; id++) {
-		snprintf(name, sizeof(name), "vfio_testdev.%d", id);
-		put(DRIVER "bind", name);	/* fails if it is bound */
-	}
+	for (id = 0; id < DEVICES; id++)
+		put(DRIVER "bind", "vfio_testdev.%d", id);	/* fails if it is bound */
 	forget_vm();
 }
 
@@ -2132,24 +2034,19 @@ static int run_test(int i)
 
 static void prepare(void)
 {
-	struct utsname name;
-	int major, minor;
-
 	if (setjmp(test_end)) {
 		printf("Bail out! %s\n", reason);
 		exit(1);
 	}
-	uname(&name);
-	if (sscanf(name.release, "%d.%d", &major, &minor) != 2)
-		fail("a kernel named %s", name.release);
-	honours_mtrrs = major < 6 || (major == 6 && minor < 10);
-	containers_are_judged = major < 6 || (major == 6 && minor < 2);
+	honours_mtrrs = kernel_before(6, 10);
+	containers_are_judged = kernel_before(6, 2);
 	if (legacy)
-		load_kvm_without_tdp_mmu(name.release);
+		load_kvm_without_tdp_mmu();
 	kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC));
 	/* Off by default on a machine as small as the lab's. */
 	must_put("/sys/kernel/mm/transparent_hugepage/enabled", "madvise");
-	load_fixture();
+	if (access(TESTDEV, F_OK))
+		load_testdev("coherent=3 noncoherent=2");
 	/* Of events on different CPUs, too, it tells which came first. */
 	must_put(TRACING "trace_clock", "counter");
 	probe_wbinvd();

@@ -48,15 +48,9 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
-
-#define TESTDEV		"/sys/devices/vfio_testdev/"
-#define DRIVER		"/sys/bus/platform/drivers/vfio_testdev/"
-#define TYPE1		"/sys/module/vfio_iommu_type1/parameters/"
 #define KPROBE_TYPE	"/sys/bus/event_source/devices/kprobe/type"
 
 /* An extension that no distribution's headers have. */
@@ -121,14 +115,7 @@ begin(const char *format, ...)
 	va_end(args);
 }
 
-#define must(call)							\
-({									\
-	long must_ret = (call);						\
-									\
-	if (must_ret < 0)						\
-		fail("%s: %s", #call, strerror(errno));			\
-	must_ret;							\
-})
+#include "testdev.h"
 
 /* A system call that returns 0 or more, or fails: the result as the kernel gave it. */
 static int call(long ret)
@@ -149,37 +136,6 @@ static void expect_result(int result, int expected)
 }
 
 /* ---- files --------------------------------------------------------------- */
-
-static int put(const char *path, const char *text)
-{
-	int fd = call(open(path, O_WRONLY | O_CLOEXEC)), ret;
-
-	if (fd < 0)
-		return fd;
-	ret = call(write(fd, text, strlen(text)));
-	close(fd);
-	return ret < 0 ? ret : 0;
-}
-
-static int __attribute__((format(printf, 2, 3)))
-putf(const char *path, const char *format, ...)
-{
-	char text[100];
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
-	va_end(args);
-	return put(path, text);
-}
-
-static void must_put(const char *path, const char *text)
-{
-	int ret = put(path, text);
-
-	if (ret)
-		fail("writing '%s' to %s: %s", text, path, name_of(ret));
-}
 
 static int get_text(const char *path, char *text, size_t size)
 {
@@ -202,13 +158,6 @@ static long get_number(const char *path)
 	int ret = get_text(path, text, sizeof(text));
 
 	return ret ? ret : atol(text);
-}
-
-static void close_fd(int *fd)
-{
-	if (*fd >= 0)
-		close(*fd);
-	*fd = -1;
 }
 
 /* ---- VMs ----------------------------------------------------------------- */
@@ -235,11 +184,10 @@ static void make_vm(struct vm *vm)
 	};
 	struct kvm_regs regs = { .rip = GUEST_ENTRY, .rflags = 2 };
 	int kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC));
-	int run_size = must(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0));
 	struct kvm_sregs sregs;
+	size_t run_size;
 
 	vm->fd = must(ioctl(kvm, KVM_CREATE_VM, 0));
-	close(kvm);
 	vm->device = -1;
 	vm->mem = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (vm->mem == MAP_FAILED)
@@ -248,9 +196,8 @@ static void make_vm(struct vm *vm)
 	slot.userspace_addr = (uintptr_t)vm->mem;
 	must(ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &slot));
 	vm->vcpu = must(ioctl(vm->fd, KVM_CREATE_VCPU, 0));
-	vm->run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vm->vcpu, 0);
-	if (vm->run == MAP_FAILED)
-		fail("mmap of a vCPU: %s", strerror(errno));
+	vm->run = map_vcpu(kvm, vm->vcpu, &run_size);
+	close(kvm);
 	must(ioctl(vm->vcpu, KVM_GET_SREGS, &sregs));
 	sregs.cs.selector = 0;
 	sregs.cs.base = 0;
@@ -647,17 +594,6 @@ static bool by_base(bool container_judged, bool group_judged)
 
 /* ---- steps: for real and in the model ------------------------------------ */
 
-static int number_of_group(int id)
-{
-	char path[100], link[100];
-	int got;
-
-	snprintf(path, sizeof(path), TESTDEV "vfio_testdev.%d/iommu_group", id);
-	got = must(readlink(path, link, sizeof(link) - 1));
-	link[got] = '\0';
-	return atoi(strrchr(link, '/') + 1);
-}
-
 /* A new device, bound at once, in GROUP or, for NONE, in a new one: returns its ID. */
 static int plug(bool coherent, int group)
 {
@@ -673,15 +609,15 @@ static int plug(bool coherent, int group)
 		if (devices[sibling].exists && devices[sibling].group == group)
 			break;
 	if (group == NONE)
-		ret = putf(TESTDEV "create", "1 %s", kind);
+		ret = put(TESTDEV "create", "1 %s", kind);
 	else
-		ret = putf(TESTDEV "create", "1 %s %d", kind, sibling);
+		ret = put(TESTDEV "create", "1 %s %d", kind, sibling);
 	expect_result(ret, expected);
 	if (ret)
 		return NONE;
 	if (group == NONE) {
 		group = groups++;
-		group_number[group] = number_of_group(next_id);
+		group_number[group] = testdev_group_number(next_id);
 	}
 	devices[next_id] = (struct device){
 		.exists = true, .coherent = coherent, .bound = true, .group = group,
@@ -693,7 +629,7 @@ static int plug(bool coherent, int group)
 static void unplug(int id)
 {
 	begin("destroy %d", id);
-	expect_result(putf(TESTDEV "destroy", "%d", id), 0);
+	expect_result(put(TESTDEV "destroy", "%d", id), 0);
 	if (devices[id].bound)
 		model_unbound(id);
 	devices[id].exists = false;
@@ -704,7 +640,7 @@ static void bind_device(int id)
 	int expected = devices[id].bound ? -EBUSY : 0;
 
 	begin("bind %d", id);
-	expect_result(putf(DRIVER "bind", "vfio_testdev.%d", id), expected);
+	expect_result(put(DRIVER "bind", "vfio_testdev.%d", id), expected);
 	devices[id].bound = true;
 }
 
@@ -714,7 +650,7 @@ static void unbind_device(int id)
 	int expected = devices[id].bound ? 0 : -ENODEV;
 
 	begin("unbind %d", id);
-	expect_result(putf(DRIVER "unbind", "vfio_testdev.%d", id), expected);
+	expect_result(put(DRIVER "unbind", "vfio_testdev.%d", id), expected);
 	if (devices[id].bound)
 		model_unbound(id);
 }
@@ -733,15 +669,13 @@ static void set_coherent(int id, bool coherent)
 static int open_group(int group)
 {
 	int expected = 0, file, fd;
-	char path[100];
 
 	begin("open group %d", group);
 	if (!is_alive(group))
 		expected = -ENOENT;
 	else if (live_file(group) != NONE)
 		expected = -EBUSY;
-	snprintf(path, sizeof(path), "/dev/vfio/%d", group_number[group]);
-	fd = call(open(path, O_RDWR | O_CLOEXEC));
+	fd = open_group_number(group_number[group]);
 	expect_result(fd, expected);
 	if (fd < 0)
 		return NONE;
@@ -882,7 +816,7 @@ static void reset(int v)
 static void *leave_slowly(void *unused)
 {
 	leaving.tid = syscall(SYS_gettid);
-	leaving.result = putf(DRIVER "unbind", "vfio_testdev.%d", leaving.id);
+	leaving.result = put(DRIVER "unbind", "vfio_testdev.%d", leaving.id);
 	return NULL;
 }
 
@@ -1646,35 +1580,20 @@ static const struct {
 	{ "a random walk", test_walk },
 };
 
-static void load_fixture(void)
-{
-	int fd;
-
-	if (!access(TESTDEV, F_OK)) {
-		must_put(TESTDEV "destroy", "all");
-		return;
-	}
-	fd = must(open("vfio_testdev.ko", O_RDONLY | O_CLOEXEC));
-	must(syscall(SYS_finit_module, fd, "", 0));
-	close(fd);
-	must_put(TYPE1 "allow_unsafe_interrupts", "1");
-}
-
 static void prepare(void)
 {
-	struct utsname name;
-	int major, minor, i;
+	int i;
 
 	begin("preparing");
 	if (setjmp(test_end)) {
 		printf("Bail out! %s\n", reason);
 		exit(1);
 	}
-	uname(&name);
-	if (sscanf(name.release, "%d.%d", &major, &minor) != 2)
-		fail("a kernel named %s", name.release);
-	containers_are_judged = major < 6 || (major == 6 && minor < 2);
-	load_fixture();
+	containers_are_judged = kernel_before(6, 2);
+	if (access(TESTDEV, F_OK))
+		load_testdev("");
+	else
+		must_put(TESTDEV "destroy", "all");
 	count_flushes();
 	for (i = 0; i < VMS; i++)
 		make_vm(&vms[i]);
