@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // expect: joined 1
 // expect: left 1
+// expect: iommu_kept 1
 // expect: iommu_chosen 1
 // expect: iommu_used 1
 
@@ -31,6 +32,16 @@ identifier container, group;
 
 // Nobody can map memory for DMA before iommu_driver is set, so it is set when the
 // groups' users know.  That is not under iommu_drivers_lock, which is everybody's.
+@iommu_kept@
+identifier container, driver;
+@@
+ vfio_ioctl_set_iommu(struct vfio_container *container, ...)
+ {
++struct vfio_iommu_driver *chosen = NULL;
+ struct vfio_iommu_driver *driver;
+ ...
+ }
+
 @iommu_chosen@
 identifier container, driver, data;
 @@
@@ -38,21 +49,20 @@ identifier container, driver, data;
  {
  <+...
 -	container->iommu_driver = driver;
++	chosen = driver;
  	container->iommu_data = data;
  ...+>
  }
 
 @iommu_used@
-identifier container, driver, ret;
+identifier container;
 @@
  vfio_ioctl_set_iommu(struct vfio_container *container, ...)
  {
  ...
- struct vfio_iommu_driver *driver;
- ...
  	mutex_unlock(&vfio.iommu_drivers_lock);
-+	if (!ret)
-+		vfio_container_use_iommu(container, driver);
++	if (chosen)
++		vfio_container_use_iommu(container, chosen);
  	up_write(&container->group_lock);
- return ret;
+ ...
  }
