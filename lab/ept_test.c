@@ -693,21 +693,33 @@ static void spin_on(int cpu)
 		fail("the vCPU's thread cannot be moved to CPU %d", cpu);
 }
 
-/* On CPU 1, while the test itself runs on CPU 0. */
-static void start_spinning(void)
+static pthread_t thread_on(int cpu, void *(*run)(void *))
 {
-	cpu_set_t set = cpus(1);
+	cpu_set_t set = cpus(cpu);
 	pthread_attr_t attr;
+	pthread_t thread;
 
 	pthread_attr_init(&attr);
 	pthread_attr_setaffinity_np(&attr, sizeof(set), &set);
+	if (pthread_create(&thread, &attr, run, NULL))
+		fail("no thread for CPU %d", cpu);
+	pthread_attr_destroy(&attr);
+	return thread;
+}
+
+/* On CPU 1, while the test itself runs on CPU 0. */
+static void start_reading(uint32_t gpa1, uint32_t gpa2)
+{
 	WRITE(vm.shared->loops, 0);
 	WRITE(vm.shared->stop, 0);
-	load_guest(guest_spin, (struct kvm_regs){ .rbx = SMALL, .rcx = HUGE, .rdi = DATA });
-	if (pthread_create(&vm.thread, &attr, spin, NULL))
-		fail("no thread for the vCPU");
-	pthread_attr_destroy(&attr);
+	load_guest(guest_spin, (struct kvm_regs){ .rbx = gpa1, .rcx = gpa2, .rdi = DATA });
+	vm.thread = thread_on(1, spin);
 	vm.spinning = true;
+}
+
+static void start_spinning(void)
+{
+	start_reading(SMALL, HUGE);
 	let_it_spin();
 }
 
@@ -774,14 +786,14 @@ static void leave(int id)
 	must(ioctl(group[id], VFIO_GROUP_UNSET_CONTAINER));
 }
 
-static void device_attr(int attr, int id)
+static int device_attr(int attr, int id)
 {
 	struct kvm_device_attr request = {
 		.group = KVM_DEV_VFIO_GROUP, .attr = attr,
 		.addr = (uintptr_t)&group[id],
 	};
 
-	must(ioctl(vm.device, KVM_SET_DEVICE_ATTR, &request));
+	return ioctl(vm.device, KVM_SET_DEVICE_ATTR, &request);
 }
 
 static void make_device(void)
@@ -794,12 +806,12 @@ static void make_device(void)
 
 static void add(int id)
 {
-	device_attr(KVM_DEV_VFIO_GROUP_ADD, id);
+	must(device_attr(KVM_DEV_VFIO_GROUP_ADD, id));
 }
 
 static void del(int id)
 {
-	device_attr(KVM_DEV_VFIO_GROUP_DEL, id);
+	must(device_attr(KVM_DEV_VFIO_GROUP_DEL, id));
 }
 
 static void close_device(void)
@@ -850,6 +862,106 @@ static void set_wbinvd_exit(bool wanted)
 	taken = !wanted;
 }
 
+/* ---- one thread held, another one on its way ----------------------------- */
+
+#define HOLD		"/sys/module/hold/parameters/"
+
+/* An ADD or DEL of NONCOHERENT by another thread, on CPU 0. */
+static struct {
+	bool started, done;
+	pthread_t thread;
+	pid_t tid;
+	int attr;
+	int error;
+} change;
+
+static void *make_change(void *unused __attribute__((unused)))
+{
+	WRITE(change.tid, syscall(SYS_gettid));
+	change.error = device_attr(change.attr, NONCOHERENT) ? errno : 0;
+	WRITE(change.done, true);
+	return NULL;
+}
+
+static void start_change(int attr)
+{
+	change.attr = attr;
+	change.done = false;
+	change.tid = 0;
+	change.thread = thread_on(0, make_change);
+	change.started = true;
+}
+
+static bool change_waits_for_faults(void)
+{
+	char path[60], where[60] = "";
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/wchan", READ(change.tid));
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		if (read(fd, where, sizeof(where) - 1) < 0)
+			where[0] = '\0';
+		close(fd);
+	}
+	return strstr(where, "synchronize_srcu");
+}
+
+static bool somebody_is_held(void)
+{
+	char held = '0';
+	int fd = must(open(HOLD "held", O_RDONLY | O_CLOEXEC));
+
+	must(read(fd, &held, 1));
+	close(fd);
+	return held == '1';
+}
+
+static bool change_has_ended(void)
+{
+	return READ(change.done);
+}
+
+static bool change_ended_or_waits(void)
+{
+	return READ(change.done) || change_waits_for_faults();
+}
+
+static bool held_or_change_ended(void)
+{
+	return READ(change.done) || somebody_is_held();
+}
+
+static void wait_until(bool (*condition)(void), const char *what)
+{
+	int i;
+
+	for (i = 0; !condition(); i++) {
+		if (i == 8000)
+			fail("it never comes to that: %s", what);
+		usleep(1000);
+	}
+}
+
+static void end_change(void)
+{
+	put(HOLD "go", "1");
+	wait_until(change_has_ended, "the call returns");
+	pthread_join(change.thread, NULL);
+	change.started = false;
+	if (change.error)
+		fail("the call of the other thread: %s", strerror(change.error));
+}
+
+/* After a test that has left it there; fails if there is none. */
+static void tear_down_hold(void)
+{
+	put(HOLD "go", "1");
+	if (change.started)
+		pthread_join(change.thread, NULL);
+	change.started = false;
+}
+
 static void forget_vm(void)
 {
 	memset(group, -1, sizeof(group));
@@ -873,10 +985,12 @@ static void tear_down(void)
 {
 	int id;
 
+	tear_down_hold();
 	if (vm.spinning) {
 		WRITE(vm.shared->stop, 1);
 		pthread_join(vm.thread, NULL);
 	}
+	syscall(SYS_delete_module, "hold", O_NONBLOCK);
 	run_on(-1);
 	close_fd(&vm.device);
 	if (vm.run)
@@ -1514,6 +1628,62 @@ static void test_host_mmio_across(void)
 }
 
 /* A guest whose PAT counts always: there is nothing to change, but the flush. */
+/*
+ * A page fault that has chosen 2 MiB by what the VM was, and is held before it takes
+ * any lock. Who makes the VM non-coherent has to wait for it, or a page of two types
+ * stays one entry.
+ */
+static void test_fault_before(void)
+{
+	set_mtrr(0, HUGE, MIB, WC);
+	attach(NONCOHERENT, 0);
+	/* The memslot is looked up right after the level is chosen. */
+	load("hold.ko", "function=kvm:kvm_vcpu_gfn_to_memslot second=0x400");
+	start_reading(HUGE, HUGE);
+	wait_until(somebody_is_held, "the vCPU's page fault is held");
+	start_change(KVM_DEV_VFIO_GROUP_ADD);
+	wait_until(change_ended_or_waits, "ADD returns or waits for page faults");
+	end_change();
+	let_it_spin();
+	stop_spinning();
+	guest_touches(HUGE);
+	expect(HUGE, by_mtrr(WC));
+	expect_level(HUGE, honours_mtrrs ? 1 : 2);
+}
+
+/*
+ * A page fault right after the zap: the flag has to be the new one by then. The
+ * thread that changes it is held on CPU 0, and the vCPU runs on the other.
+ */
+static void faults_behind_zap(int attr, int old, int new)
+{
+	run_on(1);
+	guest_touches(SMALL);
+	expect(SMALL, old);
+	load("hold.ko", "function=kvm:kvm_zap_gfn_range at_return=1");
+	start_change(attr);
+	wait_until(held_or_change_ended, "the call comes back from the zap");
+	if (change_has_ended())
+		fail("the call returns without zapping");
+	guest_touches(SMALL);
+	end_change();
+	expect(SMALL, new);
+	guest_touches(SMALL);
+	expect(SMALL, new);
+}
+
+static void test_fault_behind_add(void)
+{
+	attach(NONCOHERENT, 0);
+	faults_behind_zap(KVM_DEV_VFIO_GROUP_ADD, WB | IPAT, WB);
+}
+
+static void test_fault_behind_del(void)
+{
+	noncoherent_vm();
+	faults_behind_zap(KVM_DEV_VFIO_GROUP_DEL, WB, WB | IPAT);
+}
+
 static void test_guest_pat(void)
 {
 	int begin;
@@ -1994,6 +2164,9 @@ static const struct {
 	{ "CR0.CD with the quirk, across changes", test_cache_disable_quirk_across },
 	{ "CR0.CD without the quirk, across changes", test_cache_disable_across },
 	{ "host MMIO, across changes", test_host_mmio_across },
+	{ "a page fault that has chosen a level when ADD comes", test_fault_before },
+	{ "a page fault right after ADD has zapped", test_fault_behind_add },
+	{ "a page fault right after DEL has zapped", test_fault_behind_del },
 	{ "the guest's PAT is never ignored: changes zap nothing", test_guest_pat },
 	{ "groups of both kinds leave by DEL", test_mixed_del },
 	{ "groups of both kinds leave by UNSET_CONTAINER", test_mixed_leave },
