@@ -20,7 +20,8 @@ help:
 	@echo 'Products, for Linux BASE=$(BASE) (6.1 or 6.12):'
 	@echo
 	@echo '  make demo         a guest with an assigned device, in an emulated host'
-	@echo '  make check        build, and run all tests (both bases unless BASE is given)'
+	@echo '  make check        build, and run all tests (both bases unless BASE is given) that'
+	@echo '                    something has changed for; AGAIN=1: whether it has or not'
 	@echo '  make check-debug  the tests under a kernel with KASAN, lockdep and kmemleak'
 	@echo '  make mutants      break the device in many ways: do the tests notice?'
 	@echo '  make bench        what it costs, beside the stock modules, in instructions'
@@ -150,11 +151,11 @@ check-build: setup
 	@series/setup series lint tools
 	@set -e; for base in $(CHECK_BASES); do $(MAKE) BASE=$$base modules programs; done
 
-# The last line counts, whatever happens.
+# The last line counts, whatever happens. AGAIN=1: also what has passed, unchanged
 .PHONY: check
 check:
 	@$(MAKE) check-build CHECK_BASES="$(CHECK_BASES)" || { echo '0 passed, 1 failed, 0 skipped'; exit 1; }
-	@lab/check --base $(subst $(empty) $(empty),$(comma),$(CHECK_BASES))
+	@lab/check --base $(subst $(empty) $(empty),$(comma),$(CHECK_BASES)) $(if $(AGAIN),--again)
 
 .PHONY: check-debug
 check-debug: debug-kernel programs
