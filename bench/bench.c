@@ -516,6 +516,8 @@ extern const char guest_code[], guest_code_end[], guest_touch[], guest_wbinvd[],
 
 #define TABLE_SIZE	512
 
+#define VCPUS		32
+
 static uint8_t *low;
 static int vcpu;
 static struct kvm_run *run;
@@ -603,6 +605,33 @@ static struct cost wbinvd_cost(void)
 	return of_table(TABLE_SIZE);
 }
 
+/*
+ * The same of the vCPU that pays least. What KVM copies from the guest's memory into
+ * a vCPU's slab object, the kernel checks first, and how many instructions that
+ * takes depends on which page of the slab the object lies in. With so many vCPUs
+ * there is one in each, and the place is not what is compared.
+ */
+static struct cost least_wbinvd_cost(void)
+{
+	struct kvm_run *first_run = run;
+	struct cost least = wbinvd_cost(), cost;
+	int first = vcpu, id;
+
+	for (id = 1; id < VCPUS; id++) {
+		vcpu = must(ioctl(vm, KVM_CREATE_VCPU, id));
+		run = map_vcpu(kvm, vcpu, &run_size);
+		set_protected_mode(vcpu);
+		cost = wbinvd_cost();
+		if (cost.least < least.least)
+			least = cost;
+		munmap(run, run_size);
+		close(vcpu);	/* It stays until the VM goes. */
+	}
+	vcpu = first;
+	run = first_run;
+	return least;
+}
+
 static struct cost fault_cost(void)
 {
 	uint8_t *memory = anonymous(4 * MIB), *start = memory;
@@ -621,12 +650,10 @@ static struct cost fault_cost(void)
 
 static void bench_guest_as(const char *dma)
 {
-	struct cost cost;
+	struct cost fault = fault_cost(), wbinvd = least_wbinvd_cost();
 
-	cost = wbinvd_cost();
-	row(pool.groups, dma, "wbinvd", 0, &cost);
-	cost = fault_cost();
-	row(pool.groups, dma, "fault", 0, &cost);
+	row(pool.groups, dma, "wbinvd", 0, &wbinvd);
+	row(pool.groups, dma, "fault", 0, &fault);
 }
 
 /* When the device last said that the VM is non-coherent. */
