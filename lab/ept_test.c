@@ -892,29 +892,9 @@ static void start_change(int attr)
 	change.started = true;
 }
 
-static bool change_waits_for_faults(void)
-{
-	char path[60], where[60] = "";
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/self/task/%d/wchan", READ(change.tid));
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd >= 0) {
-		if (read(fd, where, sizeof(where) - 1) < 0)
-			where[0] = '\0';
-		close(fd);
-	}
-	return strstr(where, "synchronize_srcu");
-}
-
 static bool somebody_is_held(void)
 {
-	char held = '0';
-	int fd = must(open(HOLD "held", O_RDONLY | O_CLOEXEC));
-
-	must(read(fd, &held, 1));
-	close(fd);
-	return held == '1';
+	return get_number(HOLD "held") == 1;
 }
 
 static bool change_has_ended(void)
@@ -924,7 +904,11 @@ static bool change_has_ended(void)
 
 static bool change_ended_or_waits(void)
 {
-	return READ(change.done) || change_waits_for_faults();
+	char where[60];
+
+	return READ(change.done) ||
+	       (!get_wchan(READ(change.tid), where, sizeof(where)) &&
+		strstr(where, "synchronize_srcu"));
 }
 
 static bool held_or_change_ended(void)
@@ -943,9 +927,12 @@ static void wait_until(bool (*condition)(void), const char *what)
 	}
 }
 
+/* Let go, which is too late if nobody is held any more. */
 static void end_change(void)
 {
-	put(HOLD "go", "1");
+	if (!somebody_is_held())
+		fail("nobody is held until the test has done its part");
+	must_put(HOLD "go", "1");
 	wait_until(change_has_ended, "the call returns");
 	pthread_join(change.thread, NULL);
 	change.started = false;
@@ -1627,7 +1614,6 @@ static void test_host_mmio_across(void)
 	changes_and_back();
 }
 
-/* A guest whose PAT counts always: there is nothing to change, but the flush. */
 /*
  * A page fault that has chosen 2 MiB by what the VM was, and is held before it takes
  * any lock. Who makes the VM non-coherent has to wait for it, or a page of two types
@@ -1635,10 +1621,14 @@ static void test_host_mmio_across(void)
  */
 static void test_fault_before(void)
 {
+	char options[80];
+
 	set_mtrr(0, HUGE, MIB, WC);
 	attach(NONCOHERENT, 0);
 	/* The memslot is looked up right after the level is chosen. */
-	load("hold.ko", "function=kvm:kvm_vcpu_gfn_to_memslot second=0x400");
+	snprintf(options, sizeof(options), "function=kvm:kvm_vcpu_gfn_to_memslot second=%u",
+		 HUGE >> 12);
+	load("hold.ko", options);
 	start_reading(HUGE, HUGE);
 	wait_until(somebody_is_held, "the vCPU's page fault is held");
 	start_change(KVM_DEV_VFIO_GROUP_ADD);
@@ -1684,6 +1674,7 @@ static void test_fault_behind_del(void)
 	faults_behind_zap(KVM_DEV_VFIO_GROUP_DEL, WB, WB | IPAT);
 }
 
+/* A guest whose PAT counts always: there is nothing to change, but the flush. */
 static void test_guest_pat(void)
 {
 	int begin;

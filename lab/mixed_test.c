@@ -135,31 +135,6 @@ static void expect_result(int result, int expected)
 		fail("%s instead of %s", name_of(result), name_of(expected));
 }
 
-/* ---- files --------------------------------------------------------------- */
-
-static int get_text(const char *path, char *text, size_t size)
-{
-	int fd = call(open(path, O_RDONLY | O_CLOEXEC)), ret;
-
-	text[0] = '\0';
-	if (fd < 0)
-		return fd;
-	ret = call(read(fd, text, size - 1));
-	close(fd);
-	if (ret < 0)
-		return ret;
-	text[ret] = '\0';
-	return 0;
-}
-
-static long get_number(const char *path)
-{
-	char text[40];
-	int ret = get_text(path, text, sizeof(text));
-
-	return ret ? ret : atol(text);
-}
-
 /* ---- VMs ----------------------------------------------------------------- */
 
 #define VMS		2
@@ -823,7 +798,7 @@ static void *leave_slowly(void *unused)
 /* Returns when VFIO waits for the device to be closed. */
 static void begin_to_unbind(int id)
 {
-	char path[100], where[100];
+	char where[100];
 	int tries;
 
 	begin("begin to unbind %d", id);
@@ -834,8 +809,8 @@ static void begin_to_unbind(int id)
 	leaving.started = true;
 	for (tries = 0; tries < 10000; tries++) {
 		usleep(1000);
-		snprintf(path, sizeof(path), "/proc/self/task/%d/wchan", leaving.tid);
-		if (!get_text(path, where, sizeof(where)) && strstr(where, "vfio_unregister"))
+		if (!get_wchan(leaving.tid, where, sizeof(where)) &&
+		    strstr(where, "vfio_unregister"))
 			return;
 	}
 	fail("it does not wait in VFIO, but in '%s'", where);

@@ -41,13 +41,17 @@
 
 /* ---- files --------------------------------------------------------------- */
 
-/* What is written to PATH in one go; it is truncated first. 0 or -errno. */
-static inline int __attribute__((format(printf, 2, 0)))
-vput(const char *path, const char *format, va_list args)
+/* Write to PATH in one go; it is truncated first. 0 or -errno. */
+static inline int __attribute__((format(printf, 2, 3)))
+put(const char *path, const char *format, ...)
 {
+	int length, fd, ret;
 	char text[100];
-	int length = vsnprintf(text, sizeof(text), format, args), fd, ret;
+	va_list args;
 
+	va_start(args, format);
+	length = vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
 	if (length >= (int)sizeof(text))
 		fail("too long for %s: %s", path, text);
 	fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
@@ -58,29 +62,49 @@ vput(const char *path, const char *format, va_list args)
 	return ret;
 }
 
-static inline int __attribute__((format(printf, 2, 3)))
-put(const char *path, const char *format, ...)
-{
-	va_list args;
-	int ret;
+#define must_put(path, ...)						\
+do {									\
+	int must_ret = put(path, __VA_ARGS__);				\
+									\
+	if (must_ret)							\
+		fail("writing %s to %s: %s", #__VA_ARGS__, path,	\
+		     strerror(-must_ret));				\
+} while (0)
 
-	va_start(args, format);
-	ret = vput(path, format, args);
-	va_end(args);
-	return ret;
+/* What PATH holds, as far as TEXT has room for it. 0 or -errno. */
+static inline int get_text(const char *path, char *text, size_t size)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC), ret;
+
+	text[0] = '\0';
+	if (fd < 0)
+		return -errno;
+	ret = read(fd, text, size - 1);
+	if (ret < 0)
+		ret = -errno;
+	close(fd);
+	if (ret < 0)
+		return ret;
+	text[ret] = '\0';
+	return 0;
 }
 
-static inline void __attribute__((format(printf, 2, 3)))
-must_put(const char *path, const char *format, ...)
+/* The number in PATH, or -errno */
+static inline long get_number(const char *path)
 {
-	va_list args;
-	int ret;
+	char text[40];
+	int ret = get_text(path, text, sizeof(text));
 
-	va_start(args, format);
-	ret = vput(path, format, args);
-	va_end(args);
-	if (ret)
-		fail("writing to %s: %s", path, strerror(-ret));
+	return ret ? ret : atol(text);
+}
+
+/* The kernel's function in which a thread of this process sleeps. 0 or -errno. */
+static inline int get_wchan(pid_t tid, char *where, size_t size)
+{
+	char path[60];
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/wchan", tid);
+	return get_text(path, where, size);
 }
 
 static inline void close_fd(int *fd)

@@ -10,7 +10,7 @@
  *	function	where, as kprobes name it, kvm:kvm_zap_gfn_range for example
  *	second		only if that is its second argument; 0 is any
  *	at_return	when it returns, not when it is called
- *	held		read: somebody has been held, if not let go since
+ *	held		read: 1 from when somebody is held; 2 if nobody has let go in time
  *	go		write 1 to let go
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -42,8 +42,10 @@ static void hold(void)
 		return;
 	for (ms = 0; ms < MOST_MS && !READ_ONCE(go); ms++)
 		mdelay(1);
-	if (ms == MOST_MS)
+	if (ms == MOST_MS) {
+		WRITE_ONCE(held, 2);	/* first: the console is slow */
 		pr_err("nobody has let go\n");
+	}
 }
 
 static bool is_wanted(struct pt_regs *regs)
