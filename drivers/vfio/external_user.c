@@ -3,15 +3,16 @@
  * VFIO external users
  *
  * A VM monitor hands KVM the VFIO files whose devices its VM uses.  KVM then
- * needs three things from VFIO: that the file stays, that no other VM uses it,
- * and to hear about every change of the coherency of its DMA before the change
- * can have an effect.  <linux/vfio_external_user.h> is what KVM sees of this,
- * external_user.h what the rest of VFIO sees.
+ * needs two things from VFIO: that the file stays, and to hear about every change
+ * of the coherency of its DMA before the change can have an effect.  And VFIO's
+ * drivers have to know the VM.  <linux/vfio_external_user.h> is what KVM sees of
+ * this, external_user.h what the rest of VFIO sees.
  *
  * Each object that a VFIO file stands for has a slot.  VFIO writes the state
- * of the DMA into it where that state changes, KVM puts its user into it.
+ * of the DMA into it where that state changes, KVM puts its users into it.
  * That way neither of the two has to search for the other.
  */
+#include <linux/err.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/module.h>
@@ -23,53 +24,83 @@
 void vfio_external_slot_init(struct vfio_external_slot *slot)
 {
 	mutex_init(&slot->lock);
-	slot->user = NULL;
+	INIT_HLIST_HEAD(&slot->users);
 	slot->coherency = VFIO_DMA_NONE;
 }
 
 void vfio_external_slot_destroy(struct vfio_external_slot *slot)
 {
 	/* A user holds the file, and the file holds the object of the slot. */
-	WARN_ON_ONCE(slot->user);
+	WARN_ON_ONCE(!hlist_empty(&slot->users));
 	mutex_destroy(&slot->lock);
 }
 
-/* Tell the user of a slot, if it has one, that its DMA changes to @to. */
-static void vfio_external_slot_tell(struct vfio_external_slot *slot,
+/* Tell a user that its DMA changes, if that is a change to it. */
+static void vfio_external_user_tell(struct vfio_external_user *user,
 				    enum vfio_dma_coherency from,
 				    enum vfio_dma_coherency to)
 {
-	struct vfio_external_user *user = slot->user;
+	lockdep_assert_held(&user->slot->lock);
 
-	lockdep_assert_held(&slot->lock);
-
-	if (user && from != to)
+	if (from != to)
 		user->ops->coherency_changed(user, from, to);
 }
 
 /**
- * vfio_external_slot_update - tell a file's user about the state of its DMA
+ * vfio_external_slot_update - tell a file's users about the state of its DMA
  * @slot: slot of the file
  * @coherency: that state from now on
  *
  * Call this with the lock held that protects the attachment of the file, after
  * attaching it and before its owner can know, or after detaching it.
  *
- * Context: may sleep; takes @slot->lock and what the user takes
- * Return: true if that was a change
+ * Context: may sleep; takes @slot->lock and what the users take
  */
-bool vfio_external_slot_update(struct vfio_external_slot *slot,
+void vfio_external_slot_update(struct vfio_external_slot *slot,
 			       enum vfio_dma_coherency coherency)
 {
+	struct vfio_external_user *user;
 	enum vfio_dma_coherency old;
 
 	mutex_lock(&slot->lock);
 	old = slot->coherency;
-	slot->coherency = coherency;
-	vfio_external_slot_tell(slot, old, coherency);
+	WRITE_ONCE(slot->coherency, coherency);
+	hlist_for_each_entry(user, &slot->users, node)
+		vfio_external_user_tell(user, old, coherency);
 	mutex_unlock(&slot->lock);
+}
 
-	return old != coherency;
+static struct vfio_external_user *
+vfio_external_slot_find(struct vfio_external_slot *slot, struct kvm *kvm)
+{
+	struct vfio_external_user *user;
+
+	lockdep_assert_held(&slot->lock);
+
+	hlist_for_each_entry(user, &slot->users, node) {
+		if (user->kvm == kvm)
+			return user;
+	}
+	return NULL;
+}
+
+/**
+ * vfio_external_slot_kvm - which VM VFIO's drivers are told of
+ * @slot: slot of the file
+ *
+ * Context: the caller holds @slot->lock, and goes on to refer to the VM under it or
+ *	under a lock that vfio_file_drain_open() takes
+ * Return: the VM that tracked the file last and still does, NULL if none does
+ */
+struct kvm *vfio_external_slot_kvm(struct vfio_external_slot *slot)
+{
+	struct vfio_external_user *user;
+
+	lockdep_assert_held(&slot->lock);
+
+	user = hlist_entry_safe(slot->users.first, struct vfio_external_user,
+				node);
+	return user ? user->kvm : NULL;
 }
 
 /**
@@ -81,11 +112,10 @@ bool vfio_external_slot_update(struct vfio_external_slot *slot,
  * open a device of it later.  If the file is attached to an IOMMU domain, @user
  * has heard so when this returns.
  *
- * Context: may sleep; takes VFIO's group lock and the slot's lock.  The caller
- *	must hold neither kvm->lock nor anything coherency_changed() takes.
+ * Context: may sleep; takes the slot's lock.  The caller must hold neither
+ *	kvm->lock nor anything coherency_changed() takes.
  * Return: 0, -EINVAL if @file is not a VFIO file, -EEXIST if it is tracked for
- *	this VM already, -EBUSY if it is tracked for another one.  On failure
- *	nothing has changed.
+ *	this VM already.  On failure nothing has changed.
  */
 static int vfio_external_user_get(struct vfio_external_user *user,
 				  struct file *file)
@@ -97,50 +127,49 @@ static int vfio_external_user_get(struct vfio_external_user *user,
 		return -EINVAL;
 
 	mutex_lock(&slot->lock);
-	if (slot->user) {
-		ret = slot->user->kvm == user->kvm ? -EEXIST : -EBUSY;
+	if (vfio_external_slot_find(slot, user->kvm)) {
+		ret = -EEXIST;
 		goto out_unlock;
 	}
 	user->file = get_file(file);
 	user->slot = slot;
-	slot->user = user;
-	vfio_external_slot_tell(slot, VFIO_DMA_NONE, slot->coherency);
+	hlist_add_head(&user->node, &slot->users);
+	vfio_external_user_tell(user, VFIO_DMA_NONE, slot->coherency);
 out_unlock:
 	mutex_unlock(&slot->lock);
-
-	/*
-	 * Not under the slot's lock: the group's lock comes first.  Nobody
-	 * else can set the VM, since the slot is taken, and a device opened in
-	 * between is one opened before the file was tracked.
-	 */
-	if (!ret)
-		vfio_file_set_kvm(file, user->kvm);
 	return ret;
 }
 
 /**
- * vfio_external_user_put - stop tracking a VFIO file
- * @user: a user that vfio_external_user_get() succeeded for
+ * vfio_external_user_del - stop tracking a VFIO file for a VM
+ * @file: any file
+ * @kvm: the VM
  *
- * The user hears for the last time, that its file does no DMA, if the last it
- * had heard was that it does.  Then the reference to the file is dropped.
+ * If the file is attached, the user gets a final callback with VFIO_DMA_NONE.
+ * It gets no further one.  The reference to the file becomes the caller's, who
+ * calls vfio_file_drain_open() before dropping it and before the VM may end.
  *
  * Context: as vfio_external_user_get()
+ * Return: the user, or NULL if @file is not tracked for @kvm, and then nothing
+ *	has changed
  */
-static void vfio_external_user_put(struct vfio_external_user *user)
+static struct vfio_external_user *vfio_external_user_del(struct file *file,
+							 struct kvm *kvm)
 {
-	struct vfio_external_slot *slot = user->slot;
-	struct file *file = user->file;
+	struct vfio_external_slot *slot = vfio_file_external_slot(file);
+	struct vfio_external_user *user;
 
-	/* While the slot is still taken: the next user may be another VM's. */
-	vfio_file_set_kvm(file, NULL);
+	if (!slot)
+		return NULL;
 
 	mutex_lock(&slot->lock);
-	vfio_external_slot_tell(slot, slot->coherency, VFIO_DMA_NONE);
-	slot->user = NULL;
+	user = vfio_external_slot_find(slot, kvm);
+	if (user) {
+		vfio_external_user_tell(user, slot->coherency, VFIO_DMA_NONE);
+		hlist_del(&user->node);
+	}
 	mutex_unlock(&slot->lock);
-
-	fput(file);
+	return user;
 }
 
 /**
@@ -150,7 +179,8 @@ static void vfio_external_user_put(struct vfio_external_user *user)
  *
  * Context: may sleep; takes the slot's lock.  The caller makes sure that the
  *	VM's users do not go away meanwhile.
- * Return: the user, or NULL if @file is not tracked for @kvm
+ * Return: the user, NULL if @file is not tracked for @kvm, or -EINTR if the task
+ *	was killed while it waited for a change in progress
  */
 static struct vfio_external_user *vfio_external_user_find(struct file *file,
 							  struct kvm *kvm)
@@ -161,21 +191,36 @@ static struct vfio_external_user *vfio_external_user_find(struct file *file,
 	if (!slot)
 		return NULL;
 
-	mutex_lock(&slot->lock);
-	user = slot->user;
-	/* Another VM's user may be freed as soon as the lock is dropped. */
-	if (user && user->kvm != kvm)
-		user = NULL;
+	if (mutex_lock_killable(&slot->lock))
+		return ERR_PTR(-EINTR);
+	user = vfio_external_slot_find(slot, kvm);
 	mutex_unlock(&slot->lock);
 
 	return user;
 }
 
+/**
+ * vfio_external_user_coherency - what a user's file does right now
+ * @user: a user, between get() and del()
+ *
+ * While a change is in progress this is what the user is about to hear.
+ *
+ * Context: any; takes nothing
+ * Return: the coherency of the file's DMA
+ */
+static enum vfio_dma_coherency
+vfio_external_user_coherency(struct vfio_external_user *user)
+{
+	return READ_ONCE(user->slot->coherency);
+}
+
 const struct vfio_external_user_api vfio_external_user_api = {
 	.owner = THIS_MODULE,
 	.get = vfio_external_user_get,
-	.put = vfio_external_user_put,
+	.del = vfio_external_user_del,
 	.find = vfio_external_user_find,
+	.coherency = vfio_external_user_coherency,
+	.drain_open = vfio_file_drain_open,
 	.iommu_group = vfio_file_iommu_group,
 };
 EXPORT_SYMBOL_GPL(vfio_external_user_api);

@@ -2,12 +2,10 @@
 // expect: init_slot 1
 // expect: destroy_slot 1
 // expect: destroy_device_slot 1
-// expect: opened 1
+// expect: watched 1
 // expect: closed 1
-// expect: device_joined 1
-// expect: device_leaves 1
-// expect: device_left 1
-// expect: linked 1
+// expect: kvm_of_users 1
+// expect: no_set_kvm 1
 
 @init_slot@
 expression group;
@@ -16,8 +14,8 @@ expression group;
  {
  <+...
  	mutex_init(&group->group_lock);
++	mutex_init(&group->coherency_lock);
 +	vfio_external_slot_init(&group->external);
-+	INIT_LIST_HEAD(&group->leaving_devices);
  ...+>
  }
 
@@ -28,6 +26,7 @@ expression group;
  {
  <+...
  	mutex_destroy(&group->group_lock);
++	mutex_destroy(&group->coherency_lock);
 +	vfio_external_slot_destroy(&group->external);
  ...+>
  }
@@ -43,83 +42,43 @@ expression df;
  ...+>
  }
 
-@opened@
+// Told of before DMA is possible, by iommufd
+@watched@
 expression df;
-identifier device;
+identifier device, ret;
 @@
  vfio_df_group_open(...)
  {
- ...
- struct vfio_device *device = df->device;
- ...
- 	smp_store_release(&df->access_granted, true);
-+	if (device->open_count == 1)
-+		device->group->open_devices++;
-+	vfio_df_report_coherency(df, true);
-+	vfio_group_report_coherency(device->group);
- ...
+ <+...
++	vfio_df_iommufd_watch(df);
+ 	ret = vfio_iommufd_compat_attach_ioas(device, df->iommufd);
+ ...+>
  }
 
 @closed@
 expression df;
-identifier device;
 @@
  vfio_df_group_close(...)
  {
  ...
- struct vfio_device *device = df->device;
- ...
  	vfio_df_close(df);
-+	if (device->open_count == 0)
-+		device->group->open_devices--;
-+	vfio_group_report_coherency(device->group);
++	vfio_df_group_closed(df);
  ...
  }
 
-@device_joined@
-identifier device;
+// The users' list is the one place.  The VM cannot go while it is on the list.
+@kvm_of_users@
+expression device;
 @@
- vfio_device_group_register(struct vfio_device *device)
+ vfio_device_group_get_kvm_safe(...)
  {
- ...
- 	mutex_unlock(&device->group->device_lock);
-+	vfio_group_devices_changed(device->group);
+-	spin_lock(&device->group->kvm_ref_lock);
+-	vfio_device_get_kvm_safe(device, device->group->kvm);
+-	spin_unlock(&device->group->kvm_ref_lock);
++	vfio_external_slot_get_kvm(&device->group->external, device);
  }
 
-// It cannot be opened any more, but who has it open may go on doing DMA.
-@device_leaves@
-identifier device;
+@no_set_kvm@
+identifier group, kvm;
 @@
- vfio_device_group_unregister(struct vfio_device *device)
- {
- ...
--	list_del(&device->group_next);
-+	list_move(&device->group_next, &device->group->leaving_devices);
- ...
- }
-
-// At the end of its time, when nobody has it open any more
-@device_left@
-identifier device, group;
-@@
- vfio_device_remove_group(struct vfio_device *device)
- {
- struct vfio_group *group = device->group;
- ...
- 	if (...)
- 		iommu_group_remove_device(device->dev);
-+	vfio_group_device_left(device);
- ...
- }
-
-// Removing one that was never registered is no special case then.
-@linked@
-identifier device, group;
-@@
- vfio_device_set_group(struct vfio_device *device, ...)
- {
- ...
-+	INIT_LIST_HEAD(&device->group_next);
- 	device->group = group;
- ...
- }
+-void vfio_group_set_kvm(struct vfio_group *group, struct kvm *kvm) { ... }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // expect: init_slot 1
 // expect: destroy_slot 1
-// expect: file_slot 1
+// expect: kvm_of_users 1
 
 @init_slot@
 expression group;
@@ -25,13 +25,16 @@ expression group;
  ...+>
  }
 
-@file_slot@
-declarer name EXPORT_SYMBOL_GPL;
+// Under group_lock, which keeps vfio_file_drain_open() waiting
+@kvm_of_users@
+expression device;
 @@
-EXPORT_SYMBOL_GPL(vfio_file_is_group);
-+struct vfio_external_slot *vfio_file_external_slot(struct file *file)
-+{
-+	struct vfio_group *group = file->private_data;
-+
-+	return vfio_file_is_group(file) ? &group->external : NULL;
-+}
+ vfio_device_open(...)
+ {
+ <+...
+-	device->kvm = device->group->kvm;
++	mutex_lock(&device->group->external.lock);
++	device->kvm = vfio_external_slot_kvm(&device->group->external);
++	mutex_unlock(&device->group->external.lock);
+ ...+>
+ }

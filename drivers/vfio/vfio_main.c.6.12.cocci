@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // expect: init_slot 1
 // expect: destroy_slot 1
-// expect: file_slot 1
 
 @init_slot@
 expression df;
@@ -24,17 +23,3 @@ expression df;
  	kfree(df);
  ...+>
  }
-
-@file_slot@
-declarer name EXPORT_SYMBOL_GPL;
-@@
- EXPORT_SYMBOL_GPL(vfio_file_is_valid);
-+struct vfio_external_slot *vfio_file_external_slot(struct file *file)
-+{
-+	struct vfio_group *group = vfio_group_from_file(file);
-+	struct vfio_device_file *df = file->private_data;
-+
-+	if (group)
-+		return vfio_group_external_slot(group);
-+	return vfio_device_from_file(file) ? &df->external : NULL;
-+}

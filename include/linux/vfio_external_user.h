@@ -11,15 +11,19 @@
  * without VFIO.  It gets hold of vfio_external_user_api with symbol_get() and
  * keeps that reference, and so vfio.ko, for as long as it has any user.
  *
+ * Several VMs may track one file: that is how a monitor hands its devices to the
+ * one that replaces it.  Each of them hears every change and lets go on its own.
+ *
  * Lock order, outermost first:
  *
- *   1. what the external user holds while it calls get(), put(), find()
- *   2. VFIO's group and container locks
+ *   1. what the external user holds while it calls get(), del(), find()
+ *   2. VFIO's group, container and device set locks
  *   3. the lock of the external slot (struct vfio_external_slot)
  *   4. what coherency_changed() takes
  *
- * 1 and 4 are therefore different locks.  coherency_changed() may sleep, but
- * must not call back into VFIO.
+ * 1 and 4 are therefore different locks.  get(), del() and find() take none of 2,
+ * and 3 is held across nothing that user space can hold up, so neither can they
+ * be.  drain_open() takes a lock of 2, and is called without 1.
  */
 #ifndef _LINUX_VFIO_EXTERNAL_USER_H
 #define _LINUX_VFIO_EXTERNAL_USER_H
@@ -53,7 +57,9 @@ enum vfio_dma_coherency {
  *	VFIO_DMA_NONE.  Calls for one user do not overlap.  The system call
  *	that causes the change does not return before the callback does.
  *	Called in process context with VFIO's locks held, see the lock order
- *	above.
+ *	above.  May sleep, but must not call back into VFIO, and must not wait
+ *	for anything that user space can hold up: other VMs, and who binds or
+ *	unbinds devices on the host, wait for these locks.
  */
 struct vfio_external_user_ops {
 	void (*coherency_changed)(struct vfio_external_user *user,
@@ -65,25 +71,30 @@ struct vfio_external_user_ops {
  * struct vfio_external_user - one VM's use of one VFIO file
  * @ops: the callbacks; set by the owner before get()
  * @kvm: the VM the file is used for; set by the owner before get()
- * @file: the VFIO file, referenced from get() to put()
- * @slot: private to VFIO: where the file's user is registered
+ * @file: the VFIO file, referenced by get().  From del() on the reference is the
+ *	owner's to drop.
+ * @slot: private to VFIO: where the file's users are registered
+ * @node: private to VFIO: in &vfio_external_slot.users
  *
  * Embedded in a structure of its owner, which allocates it and may free it
- * once put() has returned.  Nothing but @ops and @kvm has to be initialised.
+ * once del() has returned.  Nothing but @ops and @kvm has to be initialised.
  */
 struct vfio_external_user {
 	const struct vfio_external_user_ops *ops;
 	struct kvm *kvm;
 	struct file *file;
 	struct vfio_external_slot *slot;
+	struct hlist_node node;
 };
 
 /**
  * struct vfio_external_user_api - the way into vfio.ko
  * @owner: vfio.ko, for module_put() in place of symbol_put()
  * @get: vfio_external_user_get()
- * @put: vfio_external_user_put()
+ * @del: vfio_external_user_del()
  * @find: vfio_external_user_find()
+ * @coherency: vfio_external_user_coherency()
+ * @drain_open: vfio_file_drain_open()
  * @iommu_group: vfio_file_iommu_group(), for the sPAPR TCE tables of ppc64
  *
  * One symbol for all of them, because looking a symbol up by its name is what
@@ -92,8 +103,10 @@ struct vfio_external_user {
 struct vfio_external_user_api {
 	struct module *owner;
 	int (*get)(struct vfio_external_user *user, struct file *file);
-	void (*put)(struct vfio_external_user *user);
+	struct vfio_external_user *(*del)(struct file *file, struct kvm *kvm);
 	struct vfio_external_user *(*find)(struct file *file, struct kvm *kvm);
+	enum vfio_dma_coherency (*coherency)(struct vfio_external_user *user);
+	void (*drain_open)(struct file *file);
 	struct iommu_group *(*iommu_group)(struct file *file);
 };
 

@@ -18,6 +18,15 @@
  * The outer one is held across calls into VFIO, the inner one is taken when
  * VFIO calls.  Neither of them is taken under kvm->lock, nor is any of VFIO's
  * locks: some drivers take kvm->lock while VFIO's group lock is held.
+ *
+ * Nothing that user space can hold up is waited for under either of them.  Who
+ * only reads the state can be killed while it waits for them.
+ *
+ * What is known stands in one place: in VFIO's slot the coherency of a file, here
+ * which files there are and how many of them make the VM non-coherent, and with
+ * the architecture whether it is.  The count is there because a change must not
+ * look at all the files; it changes with the architecture's flag, under
+ * coherency_lock.
  */
 #include <linux/err.h>
 #include <linux/file.h>
@@ -25,6 +34,10 @@
 #include <linux/list.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/pid.h>
+#include <linux/pid_namespace.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
@@ -41,23 +54,24 @@
 /**
  * struct kvm_vfio - the device of one VM
  * @kvm: the VM, which outlives the device
- * @files_lock: protects @files, @nr_files and @vfio and serialises all that
- *	user space does with the device
+ * @creator: the thread that created the VM, referenced; NULL if it had ended by
+ *	the time the device was created
+ * @files_lock: protects @files and @vfio and serialises all that user space does
+ *	with the device
  * @files: the tracked files, struct kvm_vfio_file
- * @nr_files: how many there are
  * @vfio: the way into vfio.ko.  A reference to it is held while @files is not
  *	empty, so that it is looked up by name once and not for every call.
- * @coherency_lock: protects @noncoherent_files and each file's coherency, and
- *	keeps what follows from them in order
+ * @coherency_lock: protects @noncoherent_files and keeps what follows from it in
+ *	order: files change independently of each other
  * @noncoherent_files: how many of @files do non-coherent DMA.  The VM is
  *	registered with the architecture while this is not zero.
  */
 struct kvm_vfio {
 	struct kvm *kvm;
+	struct pid *creator;
 
 	struct mutex files_lock;
 	struct list_head files;
-	unsigned int nr_files;
 	const struct vfio_external_user_api *vfio;
 
 	struct mutex coherency_lock;
@@ -69,8 +83,6 @@ struct kvm_vfio {
  * @user: what VFIO knows of it
  * @kv: the device that tracks it
  * @node: in &kvm_vfio.files
- * @coherency: of the file's DMA, as VFIO told it last.  Protected by
- *	&kvm_vfio.coherency_lock.
  * @iommu_group: the group a TCE table was attached to, referenced; NULL if
  *	there is none.  Protected by &kvm_vfio.files_lock.
  */
@@ -78,7 +90,6 @@ struct kvm_vfio_file {
 	struct vfio_external_user user;
 	struct kvm_vfio *kv;
 	struct list_head node;
-	enum vfio_dma_coherency coherency;
 #ifdef CONFIG_SPAPR_TCE_IOMMU
 	struct iommu_group *iommu_group;
 #endif
@@ -92,12 +103,10 @@ static void kvm_vfio_coherency_changed(struct vfio_external_user *user,
 				       enum vfio_dma_coherency from,
 				       enum vfio_dma_coherency to)
 {
-	struct kvm_vfio_file *kvf =
-		container_of(user, struct kvm_vfio_file, user);
-	struct kvm_vfio *kv = kvf->kv;
+	struct kvm_vfio *kv =
+		container_of(user, struct kvm_vfio_file, user)->kv;
 
 	mutex_lock(&kv->coherency_lock);
-	kvf->coherency = to;
 	if (to == VFIO_DMA_NONCOHERENT) {
 		if (!kv->noncoherent_files++)
 			kvm_arch_register_noncoherent_dma(kv->kvm);
@@ -135,6 +144,12 @@ static void kvm_vfio_put_api_if_unused(struct kvm_vfio *kv)
 	}
 }
 
+static struct kvm_vfio_file *to_kvm_vfio_file(struct vfio_external_user *user)
+{
+	return container_of(user, struct kvm_vfio_file, user);
+}
+
+/* The tracked file, or -ENOENT, or -EINTR if the task was killed meanwhile */
 static struct kvm_vfio_file *kvm_vfio_find_file(struct kvm_vfio *kv,
 						struct file *file)
 {
@@ -142,10 +157,10 @@ static struct kvm_vfio_file *kvm_vfio_find_file(struct kvm_vfio *kv,
 
 	lockdep_assert_held(&kv->files_lock);
 
-	if (!kv->vfio)
-		return NULL;
-	user = kv->vfio->find(file, kv->kvm);
-	return user ? container_of(user, struct kvm_vfio_file, user) : NULL;
+	user = kv->vfio ? kv->vfio->find(file, kv->kvm) : NULL;
+	if (!user)
+		return ERR_PTR(-ENOENT);
+	return IS_ERR(user) ? ERR_CAST(user) : to_kvm_vfio_file(user);
 }
 
 #ifdef CONFIG_SPAPR_TCE_IOMMU
@@ -169,8 +184,8 @@ static int kvm_vfio_attach_tce_table(struct kvm_vfio *kv, struct file *file,
 	lockdep_assert_held(&kv->files_lock);
 
 	kvf = kvm_vfio_find_file(kv, file);
-	if (!kvf)
-		return -ENOENT;
+	if (IS_ERR(kvf))
+		return PTR_ERR(kvf);
 
 	iommu_group = kvf->iommu_group;
 	if (!iommu_group) {
@@ -247,7 +262,6 @@ static int kvm_vfio_add_file(struct kvm_vfio *kv, struct file *file)
 		goto err_put_api;
 
 	list_add_tail(&kvf->node, &kv->files);
-	kv->nr_files++;
 	kvm_arch_start_assignment(kv->kvm);
 	return 0;
 
@@ -258,33 +272,69 @@ err_free:
 	return ret;
 }
 
-static void kvm_vfio_release_file(struct kvm_vfio_file *kvf)
+/*
+ * Stop tracking @file.  What is left of it is for kvm_vfio_free_file(), without
+ * files_lock.  Returns NULL if the VM does not track it.
+ */
+static struct kvm_vfio_file *kvm_vfio_del_file(struct kvm_vfio *kv,
+					       struct file *file)
 {
-	struct kvm_vfio *kv = kvf->kv;
-
-	lockdep_assert_held(&kv->files_lock);
-
-	list_del(&kvf->node);
-	kv->nr_files--;
-	kvm_vfio_detach_tce_table(kvf);
-	kv->vfio->put(&kvf->user);
-	kvm_arch_end_assignment(kv->kvm);
-	kfree(kvf);
-}
-
-static int kvm_vfio_del_file(struct kvm_vfio *kv, struct file *file)
-{
+	struct vfio_external_user *user;
 	struct kvm_vfio_file *kvf;
 
 	lockdep_assert_held(&kv->files_lock);
 
-	kvf = kvm_vfio_find_file(kv, file);
-	if (!kvf)
-		return -ENOENT;
+	user = kv->vfio ? kv->vfio->del(file, kv->kvm) : NULL;
+	if (!user)
+		return NULL;
 
-	kvm_vfio_release_file(kvf);
+	kvf = to_kvm_vfio_file(user);
+	list_del(&kvf->node);
+	kvm_vfio_detach_tce_table(kvf);
+	kvm_arch_end_assignment(kv->kvm);
+	return kvf;
+}
+
+/*
+ * This waits for a device of the file that is being opened, which can take long,
+ * so no lock is held that somebody else waits for.  The file still holds vfio.ko.
+ */
+static void kvm_vfio_free_file(const struct vfio_external_user_api *vfio,
+			       struct kvm_vfio_file *kvf)
+{
+	vfio->drain_open(kvf->user.file);
+	fput(kvf->user.file);
+	kfree(kvf);
+}
+
+static int kvm_vfio_add(struct kvm_vfio *kv, s32 fd, struct file *file)
+{
+	int ret;
+
+	mutex_lock(&kv->files_lock);
+	ret = kvm_vfio_add_file(kv, file);
+	trace_kvm_vfio_file(kv->kvm, true, fd, file, ret);
+	mutex_unlock(&kv->files_lock);
+	return ret;
+}
+
+static int kvm_vfio_del(struct kvm_vfio *kv, s32 fd, struct file *file)
+{
+	const struct vfio_external_user_api *vfio;
+	struct kvm_vfio_file *kvf;
+	int ret;
+
+	mutex_lock(&kv->files_lock);
+	vfio = kv->vfio;
+	kvf = kvm_vfio_del_file(kv, file);
+	ret = kvf ? 0 : -ENOENT;
+	trace_kvm_vfio_file(kv->kvm, false, fd, file, ret);
 	kvm_vfio_put_api_if_unused(kv);
-	return 0;
+	mutex_unlock(&kv->files_lock);
+
+	if (kvf)
+		kvm_vfio_free_file(vfio, kvf);
+	return ret;
 }
 
 /* Both take the address of a file descriptor. */
@@ -301,14 +351,10 @@ static int kvm_vfio_set_file(struct kvm_vfio *kv, u64 attr, s32 __user *arg)
 	if (!file)
 		return -EBADF;
 
-	mutex_lock(&kv->files_lock);
 	if (attr == KVM_DEV_VFIO_FILE_ADD)
-		ret = kvm_vfio_add_file(kv, file);
+		ret = kvm_vfio_add(kv, fd, file);
 	else
-		ret = kvm_vfio_del_file(kv, file);
-	trace_kvm_vfio_file(kv->kvm, attr == KVM_DEV_VFIO_FILE_ADD, fd, file,
-			    ret);
-	mutex_unlock(&kv->files_lock);
+		ret = kvm_vfio_del(kv, fd, file);
 
 	fput(file);
 	return ret;
@@ -323,17 +369,46 @@ static_assert(VFIO_DMA_NONCOHERENT == KVM_VFIO_FILE_NOT_ENFORCED);
 static_assert(sizeof(struct kvm_vfio_vm_state) == 16);
 static_assert(sizeof(struct kvm_vfio_file_state) == 8);
 
+/* For who only reads: nobody is kept from being killed by a change in progress. */
+static int kvm_vfio_lock_to_read(struct kvm_vfio *kv)
+{
+	if (mutex_lock_killable(&kv->files_lock))
+		return -EINTR;
+	if (mutex_lock_killable(&kv->coherency_lock)) {
+		mutex_unlock(&kv->files_lock);
+		return -EINTR;
+	}
+	return 0;
+}
+
+static void kvm_vfio_unlock_read(struct kvm_vfio *kv)
+{
+	mutex_unlock(&kv->coherency_lock);
+	mutex_unlock(&kv->files_lock);
+}
+
+static unsigned int kvm_vfio_count_files(struct kvm_vfio *kv)
+{
+	struct list_head *node;
+	unsigned int count = 0;
+
+	lockdep_assert_held(&kv->files_lock);
+
+	list_for_each(node, &kv->files)
+		count++;
+	return count;
+}
+
 static int kvm_vfio_get_vm_state(struct kvm_vfio *kv, void __user *arg)
 {
 	struct kvm_vfio_vm_state state = {};
 
-	mutex_lock(&kv->files_lock);
-	mutex_lock(&kv->coherency_lock);
+	if (kvm_vfio_lock_to_read(kv))
+		return -EINTR;
 	state.noncoherent = !!kvm_arch_has_noncoherent_dma(kv->kvm);
-	state.files = kv->nr_files;
+	state.files = kvm_vfio_count_files(kv);
 	state.noncoherent_files = kv->noncoherent_files;
-	mutex_unlock(&kv->coherency_lock);
-	mutex_unlock(&kv->files_lock);
+	kvm_vfio_unlock_read(kv);
 
 	return copy_to_user(arg, &state, sizeof(state)) ? -EFAULT : 0;
 }
@@ -343,6 +418,7 @@ static int kvm_vfio_get_file_state(struct kvm_vfio *kv, void __user *arg)
 	struct kvm_vfio_file_state state;
 	struct kvm_vfio_file *kvf;
 	struct file *file;
+	int ret = -EINTR;
 
 	if (copy_from_user(&state, arg, sizeof(state)))
 		return -EFAULT;
@@ -351,19 +427,29 @@ static int kvm_vfio_get_file_state(struct kvm_vfio *kv, void __user *arg)
 	if (!file)
 		return -EBADF;
 
-	mutex_lock(&kv->files_lock);
+	if (mutex_lock_killable(&kv->files_lock))
+		goto out_fput;
 	kvf = kvm_vfio_find_file(kv, file);
-	if (kvf) {
-		mutex_lock(&kv->coherency_lock);
-		state.coherency = kvf->coherency;
-		mutex_unlock(&kv->coherency_lock);
-	}
+	ret = PTR_ERR_OR_ZERO(kvf);
+	if (!ret)
+		state.coherency = kv->vfio->coherency(&kvf->user);
 	mutex_unlock(&kv->files_lock);
 
+out_fput:
 	fput(file);
-	if (!kvf)
-		return -ENOENT;
+	if (ret)
+		return ret;
 	return copy_to_user(arg, &state, sizeof(state)) ? -EFAULT : 0;
+}
+
+/* Of a VM that was created by a thread that had ended, only the host knows it. */
+static pid_t kvm_vfio_creator(struct kvm_vfio *kv)
+{
+	struct pid_namespace *reader = task_active_pid_ns(current);
+
+	if (!kv->creator && reader == &init_pid_ns)
+		return kv->kvm->userspace_pid;
+	return pid_nr_ns(kv->creator, reader);
 }
 
 static void kvm_vfio_show_fdinfo(struct kvm_device *dev, struct seq_file *m)
@@ -376,20 +462,20 @@ static void kvm_vfio_show_fdinfo(struct kvm_device *dev, struct seq_file *m)
 	struct kvm_vfio *kv = dev->private;
 	struct kvm_vfio_file *kvf;
 
-	mutex_lock(&kv->files_lock);
-	mutex_lock(&kv->coherency_lock);
-	seq_printf(m, "vm:\t%d\n", kv->kvm->userspace_pid);
+	if (kvm_vfio_lock_to_read(kv))
+		return;
+	seq_printf(m, "vm:\t%d\n", kvm_vfio_creator(kv));
 	seq_printf(m, "noncoherent:\t%d\n",
 		   !!kvm_arch_has_noncoherent_dma(kv->kvm));
-	seq_printf(m, "files:\t%u\n", kv->nr_files);
+	seq_printf(m, "files:\t%u\n", kvm_vfio_count_files(kv));
 	seq_printf(m, "noncoherent_files:\t%u\n", kv->noncoherent_files);
 	list_for_each_entry(kvf, &kv->files, node) {
 		seq_puts(m, "file:\t");
 		seq_file_path(m, kvf->user.file, " \t\n\\");
-		seq_printf(m, " %s\n", coherency[kvf->coherency]);
+		seq_printf(m, " %s\n",
+			   coherency[kv->vfio->coherency(&kvf->user)]);
 	}
-	mutex_unlock(&kv->coherency_lock);
-	mutex_unlock(&kv->files_lock);
+	kvm_vfio_unlock_read(kv);
 }
 
 static int kvm_vfio_has_attr(struct kvm_device *dev,
@@ -454,6 +540,23 @@ static int kvm_vfio_set_attr(struct kvm_device *dev,
 	}
 }
 
+/*
+ * The thread that created the VM.  Its number may be another thread's by now, if
+ * it has ended; not one of the process's, or it is as good as that.
+ */
+static struct pid *kvm_vfio_get_creator(struct kvm *kvm)
+{
+	struct task_struct *task;
+	struct pid *pid;
+
+	rcu_read_lock();
+	pid = find_pid_ns(kvm->userspace_pid, &init_pid_ns);
+	task = pid_task(pid, PIDTYPE_PID);
+	pid = task && same_thread_group(task, current) ? get_pid(pid) : NULL;
+	rcu_read_unlock();
+	return pid;
+}
+
 static int kvm_vfio_create(struct kvm_device *dev, u32 type)
 {
 	struct kvm_device *other;
@@ -475,6 +578,7 @@ static int kvm_vfio_create(struct kvm_device *dev, u32 type)
 		return -ENOMEM;
 
 	kv->kvm = dev->kvm;
+	kv->creator = kvm_vfio_get_creator(dev->kvm);
 	mutex_init(&kv->files_lock);
 	INIT_LIST_HEAD(&kv->files);
 	mutex_init(&kv->coherency_lock);
@@ -493,13 +597,12 @@ static void kvm_vfio_close(struct kvm_device *dev)
 
 	lockdep_assert_not_held(&dev->kvm->lock);
 
+	/* Nobody else wants files_lock any more, so it may be held all the time. */
 	mutex_lock(&kv->files_lock);
 	list_for_each_entry_safe(kvf, tmp, &kv->files, node) {
-		struct file *file = get_file(kvf->user.file);
-
-		kvm_vfio_release_file(kvf);
-		trace_kvm_vfio_file(kv->kvm, false, -1, file, 0);
-		fput(file);
+		kvm_vfio_del_file(kv, kvf->user.file);
+		trace_kvm_vfio_file(kv->kvm, false, -1, kvf->user.file, 0);
+		kvm_vfio_free_file(kv->vfio, kvf);
 	}
 	kvm_vfio_put_api_if_unused(kv);
 	mutex_unlock(&kv->files_lock);
@@ -511,6 +614,7 @@ static void kvm_vfio_release(struct kvm_device *dev)
 
 	mutex_destroy(&kv->coherency_lock);
 	mutex_destroy(&kv->files_lock);
+	put_pid(kv->creator);
 	kfree(kv);
 	kfree(dev);
 }

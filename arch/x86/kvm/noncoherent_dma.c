@@ -6,18 +6,31 @@
  * memory is then mapped write-back whatever the guest asks for, and WBINVD does
  * nothing.  While it is set, some device bypasses the caches, and the guest's
  * memory types and its WBINVD are real.  Everybody reads the flag with
- * kvm_arch_has_noncoherent_dma(); it follows kvm->arch.noncoherent_dma_count,
- * which only those who change it look at.
+ * kvm_arch_has_noncoherent_dma(); it is changed here and nowhere else.
  *
  * A change has to be complete before the system call that causes it returns,
- * with vCPUs running.  All readers of the flag fall under one of these:
+ * with vCPUs running, and it must not wait for anything that user space can hold
+ * up: VFIO's locks are held.  All readers of the flag fall under one of these:
  *
- *  - An SPTE's memory type is computed under mmu_lock.  The zap takes mmu_lock
- *    after the flag has changed, so an SPTE made from the old value is gone
- *    after it, and one made later is made from the new value.
+ *  - TDP MMU: an SPTE's memory type, and on some kernels its level, depend on the
+ *    flag.  The change invalidates all roots and makes every vCPU leave them in
+ *    one write section of mmu_lock, after the flag has changed:
  *
- *  - The mapping level of a page fault may depend on the flag, too, and is
- *    chosen before mmu_lock is taken, but inside kvm->srcu.
+ *      A page fault that has read the old flag has its vCPU's root R loaded, and
+ *      keeps it until it has taken mmu_lock.  If that comes before the change,
+ *      the SPTE is in R, which every vCPU has left when the change is complete.
+ *      If it comes later, R is invalid, and the fault is retried.
+ *
+ *      A root made later was made after the write section, hence by a vCPU
+ *      that has read the new flag.
+ *
+ *    So neither is waited for page faults (kvm->srcu), which user space may have
+ *    to resolve, nor does the change depend on how much is mapped.  The pages of
+ *    the old roots are given back later, see kvm_roots_teardown.
+ *
+ *  - Shadow pages (nested guests, no TDP MMU): the memory type is computed under
+ *    mmu_lock, and the change zaps their SPTEs under it.  Where the level depends
+ *    on the flag, a page fault checks it again under mmu_lock.
  *
  *  - WBINVD: either the vCPU sees the VM non-coherent and flushes, or the one
  *    who made it so sees in wbinvd_dirty_mask the CPUs the vCPU has run on and
@@ -25,19 +38,33 @@
  *    of the CPU is set with a locked instruction when the vCPU is loaded on it,
  *    and the flag is set with one.  A CPU's bit is cleared only when the CPU
  *    has written its caches back.
+ *
+ *  - vCPUs that are being created: one runs only when online_vcpus counts it,
+ *    since its mutex is held until then.  Either who makes the change finds it
+ *    counted, or the vCPU's first load finds the flag changed, by the same pair
+ *    of barriers.
+ *
+ * Flushes go to online CPUs.  One that is not online has written its caches back
+ * since a vCPU last ran there, see kvm_wbinvd_cpu_offline().
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/cpumask.h>
 #include <linux/ktime.h>
 #include <linux/kvm_host.h>
+#include <linux/rcupdate.h>
+#include <linux/sched.h>
+#include <linux/slab.h>
 #include <linux/smp.h>
+#include <linux/task_work.h>
+#include <linux/workqueue.h>
 
 #include <asm/special_insns.h>
 
 #include "mmu.h"
 #include "mmu/mmu_internal.h"
 #include "mmu/spte.h"
+#include "mmu/tdp_mmu.h"
 #include "noncoherent_dma.h"
 #include "x86.h"
 
@@ -46,11 +73,9 @@
 
 /**
  * struct kvm_flush - CPUs write their caches back
- * @kvm: the VM that owes it, if it is the CPUs of all its vCPUs
  * @cpus: how many did
  */
 struct kvm_flush {
-	struct kvm *kvm;
 	atomic_t cpus;
 };
 
@@ -63,10 +88,28 @@ static noinline void wbinvd_ipi(void *data)
 	atomic_inc(&flush->cpus);
 }
 
+/**
+ * kvm_wbinvd_cpu_offline - write back the caches of a CPU that goes down
+ *
+ * A flush skips CPUs that are not online, and a CPU that goes down leaves
+ * cpu_online_mask well before it writes its caches back by itself, when it stops.
+ * So it does that here as well.  KVM's hotplug callback runs after the last vCPU
+ * has left the CPU, and either while the CPU is still in the mask, or with all
+ * other CPUs stopped: who does not find the CPU there comes after this.
+ *
+ * The callback also runs on all CPUs when the last VM goes.  They are active.
+ *
+ * Context: the CPU's hotplug thread, or interrupts disabled (stop_machine())
+ */
+void kvm_wbinvd_cpu_offline(void)
+{
+	if (!cpu_active(raw_smp_processor_id()))
+		wbinvd();
+}
+
 /*
  * The CPUs in the vCPU's mask write their caches back, then it is empty.
- * Returns how many CPUs that were.  One that is not online writes them back
- * before it stops, and runs no vCPU from when it is not.
+ * Returns how many CPUs that were.
  */
 static unsigned int kvm_flush_dirty_cpus(struct kvm_vcpu *vcpu)
 {
@@ -173,17 +216,125 @@ int kvm_emulate_wbinvd_not_skipped(struct kvm_vcpu *vcpu)
 	return kvm_skip_emulated_instruction(vcpu);
 }
 
-static bool kvm_vcpus_dirtied_cpu(int cpu, void *data)
+/*
+ * What the VM owes for the WBINVDs that were skipped: all CPUs that its vCPUs may
+ * have dirtied write their caches back, each one once.  Returns how many did.
+ */
+static unsigned int kvm_flush_owed(struct kvm *kvm)
 {
-	struct kvm_flush *flush = data;
+	struct kvm_flush owed = {};
 	struct kvm_vcpu *vcpu;
+	cpumask_var_t dirty;
 	unsigned long i;
 
-	kvm_for_each_vcpu(i, vcpu, flush->kvm) {
-		if (cpumask_test_cpu(cpu, vcpu->arch.wbinvd_dirty_mask))
-			return true;
+	if (!zalloc_cpumask_var(&dirty, GFP_KERNEL)) {
+		/* Too many is right, too few is not. */
+		on_each_cpu(wbinvd_ipi, &owed, true);
+		return atomic_read(&owed.cpus);
 	}
-	return false;
+
+	kvm_for_each_vcpu(i, vcpu, kvm)
+		cpumask_or(dirty, dirty, vcpu->arch.wbinvd_dirty_mask);
+	on_each_cpu_mask(dirty, wbinvd_ipi, &owed, true);
+	free_cpumask_var(dirty);
+	return atomic_read(&owed.cpus);
+}
+
+/**
+ * struct kvm_roots_teardown - the pages of old roots are to be given back
+ * @task_work: does that in the task that made them obsolete, on its way back to
+ *	user space: at its priority, at its cost, and without VFIO's locks
+ * @work: does it where there is no such way, or where kvm->slots_lock is taken
+ * @kvm: the VM, referenced
+ *
+ * kvm->slots_lock is what protects the mark of roots that are to be zapped, and
+ * an update of the memslots relies on no marked root being half zapped.  But such
+ * an update holds it while it waits for page faults that user space may have to
+ * resolve, perhaps the very task that is on its way back.  So it is only tried.
+ *
+ * One for each VM is enough: it finds all roots that are marked when it begins.
+ * Else who holds slots_lock up could have any number of them wait.
+ *
+ * Without memory for this, the roots are left to the next change, the next
+ * update of the memslots or the end of the VM.
+ */
+struct kvm_roots_teardown {
+	struct callback_head task_work;
+	struct delayed_work work;
+	struct kvm *kvm;
+};
+
+#define KVM_ROOTS_TEARDOWN_RETRY	(HZ / 50 ?: 1)
+
+static void kvm_tear_down_roots(struct kvm_roots_teardown *teardown)
+{
+	struct kvm *kvm = teardown->kvm;
+
+	if (!mutex_trylock(&kvm->slots_lock)) {
+		queue_delayed_work(system_unbound_wq, &teardown->work,
+				   KVM_ROOTS_TEARDOWN_RETRY);
+		return;
+	}
+	clear_bit(0, &kvm->roots_teardown_pending);
+	/* Before looking: a root that is marked later may not be found any more. */
+	smp_mb__after_atomic();
+	kvm_tdp_mmu_zap_invalidated_roots(kvm);
+	mutex_unlock(&kvm->slots_lock);
+
+	kfree(teardown);
+	/*
+	 * If it is the last reference, that to the module goes with it, but
+	 * kvm_noncoherent_dma_exit() waits until nobody is here any more.
+	 */
+	kvm_put_kvm(kvm);
+}
+
+/**
+ * kvm_noncoherent_dma_exit - let the module be unloaded
+ *
+ * There is no VM any more, so no teardown is pending; but who has put the last
+ * VM may not have returned from here.  Tasks are waited for until they have
+ * scheduled or are in user space, which they do not do in between.
+ */
+void kvm_noncoherent_dma_exit(void)
+{
+	synchronize_rcu_tasks();
+}
+
+static void kvm_roots_teardown_task(struct callback_head *head)
+{
+	kvm_tear_down_roots(container_of(head, struct kvm_roots_teardown,
+					 task_work));
+}
+
+static void kvm_roots_teardown_work(struct work_struct *work)
+{
+	kvm_tear_down_roots(container_of(to_delayed_work(work),
+					 struct kvm_roots_teardown, work));
+}
+
+static void kvm_schedule_roots_teardown(struct kvm *kvm)
+{
+	struct kvm_roots_teardown *teardown;
+
+	/* After the roots have been marked, under mmu_lock */
+	if (test_and_set_bit(0, &kvm->roots_teardown_pending))
+		return;
+
+	teardown = kmalloc(sizeof(*teardown), GFP_KERNEL_ACCOUNT);
+	if (!teardown) {
+		clear_bit(0, &kvm->roots_teardown_pending);
+		return;
+	}
+
+	kvm_get_kvm(kvm);
+	teardown->kvm = kvm;
+	init_task_work(&teardown->task_work, kvm_roots_teardown_task);
+	INIT_DELAYED_WORK(&teardown->work, kvm_roots_teardown_work);
+	/* Not possible in a task that has done its last work before it ends */
+	if (current->flags & PF_KTHREAD ||
+	    task_work_add(current, &teardown->task_work, TWA_RESUME))
+		queue_delayed_work(system_unbound_wq, &teardown->work, 0);
 }
 
 static bool kvm_memtypes_depend_on_dma(struct kvm *kvm)
@@ -200,26 +351,20 @@ static bool kvm_memtypes_depend_on_dma(struct kvm *kvm)
 #endif
 }
 
-static void kvm_zap_memtypes(struct kvm *kvm)
+/* No SPTE with a memory type of before is in use when this returns. */
+static void kvm_leave_memtypes(struct kvm *kvm)
 {
 	struct kvm_noncoherent_dma_stat *stat = &kvm->noncoherent_dma_stat;
 	ktime_t start;
-	int idx;
 
-	if (!kvm_memtypes_depend_on_dma(kvm))
+	/* A VM without vCPUs has no SPTEs. */
+	if (!kvm_memtypes_depend_on_dma(kvm) || !atomic_read(&kvm->online_vcpus))
 		return;
 
 	start = ktime_get();
-	/*
-	 * Page faults that have chosen a level but hold no lock yet.  Not on
-	 * the way back: all levels are right then, if small.
-	 */
-	if (kvm_arch_has_noncoherent_dma(kvm))
-		synchronize_srcu_expedited(&kvm->srcu);
-	/* Where there are rmaps, this walks the memslots. */
-	idx = srcu_read_lock(&kvm->srcu);
-	kvm_zap_gfn_range(kvm, 0, ~0ULL);
-	srcu_read_unlock(&kvm->srcu, idx);
+	/* There is no TDP MMU in a 32-bit kernel. */
+	if (kvm_mmu_leave_sptes(kvm) && IS_ENABLED(CONFIG_X86_64))
+		kvm_schedule_roots_teardown(kvm);
 
 	stat->zaps++;
 	stat->zap_ns += ktime_to_ns(ktime_sub(ktime_get(), start));
@@ -227,59 +372,49 @@ static void kvm_zap_memtypes(struct kvm *kvm)
 
 /**
  * kvm_arch_register_noncoherent_dma - a VM's DMA is no longer all coherent
- * @kvm: the VM
+ * @kvm: the VM, which is coherent
  *
  * When this returns, the guest's memory types and its WBINVD are in effect on
  * all vCPUs, and what they had left in the caches before is in memory: each
  * WBINVD of the guest so far was skipped on the promise that DMA would find
  * the data there.
  *
- * Calls nest.  The caller makes sure that they do not overlap with each other
- * or with kvm_arch_unregister_noncoherent_dma() of the same VM.
+ * The caller makes sure that this and kvm_arch_unregister_noncoherent_dma()
+ * take turns and do not overlap.
  *
- * Context: may sleep; takes kvm->mmu_lock and waits for kvm->srcu, that is for
- *	page faults that user space may have to resolve (userfaultfd)
+ * Context: may sleep; takes kvm->mmu_lock.  Waits for vCPUs to leave the guest
+ *	and for CPUs to write their caches back, for nothing that user space
+ *	can hold up.
  */
 void kvm_arch_register_noncoherent_dma(struct kvm *kvm)
 {
-	struct kvm_flush owed = { .kvm = kvm };
-
-	if (atomic_inc_return(&kvm->arch.noncoherent_dma_count) != 1)
-		return;
-
 	set_bit(KVM_NONCOHERENT_DMA, &kvm->noncoherent_dma);
-	/* Before the dirty masks are read, and the number of vCPUs */
+	/* Before the vCPUs are counted and their dirty masks are read */
 	smp_mb__after_atomic();
 
 	kvm->noncoherent_dma_stat.changes++;
-
-	/* A vCPU that is created from now on finds the VM non-coherent. */
-	if (!atomic_read(&kvm->online_vcpus))
-		return;
-
-	kvm_zap_memtypes(kvm);
+	kvm_leave_memtypes(kvm);
 
 	/* Last, when no vCPU dirties lines through an old mapping any more. */
-	on_each_cpu_cond(kvm_vcpus_dirtied_cpu, wbinvd_ipi, &owed, true);
-	kvm->noncoherent_dma_stat.flushes += atomic_read(&owed.cpus);
+	if (atomic_read(&kvm->online_vcpus))
+		kvm->noncoherent_dma_stat.flushes += kvm_flush_owed(kvm);
 }
 
 /**
- * kvm_arch_unregister_noncoherent_dma - undo one registration
- * @kvm: the VM
+ * kvm_arch_unregister_noncoherent_dma - a VM's DMA is all coherent again
+ * @kvm: the VM, which is non-coherent
  *
- * When the last one goes, all guest memory is write-back again when this
- * returns.  Nothing is flushed: the DMA that needed it has ended.
+ * All guest memory is write-back again when this returns.  Nothing is flushed:
+ * the DMA that needed it has ended.
  *
  * Context: as kvm_arch_register_noncoherent_dma()
  */
 void kvm_arch_unregister_noncoherent_dma(struct kvm *kvm)
 {
-	if (!atomic_dec_and_test(&kvm->arch.noncoherent_dma_count))
-		return;
-
 	clear_bit(KVM_NONCOHERENT_DMA, &kvm->noncoherent_dma);
+	/* As above: a vCPU that is not counted has not read the old state. */
+	smp_mb__after_atomic();
 
 	kvm->noncoherent_dma_stat.changes++;
-	kvm_zap_memtypes(kvm);
+	kvm_leave_memtypes(kvm);
 }

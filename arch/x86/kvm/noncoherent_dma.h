@@ -10,7 +10,12 @@ DECLARE_TRACEPOINT(kvm_wbinvd);
 void kvm_wbinvd_vcpu_moved(struct kvm_vcpu *vcpu, int cpu);
 void kvm_wbinvd_not_skipped(struct kvm_vcpu *vcpu);
 int kvm_emulate_wbinvd_not_skipped(struct kvm_vcpu *vcpu);
+void kvm_wbinvd_cpu_offline(void);
+void kvm_noncoherent_dma_exit(void);
 void kvm_noncoherent_dma_create_vm_debugfs(struct kvm *kvm);
+
+/* In mmu/mmu.c, where what it needs is */
+bool kvm_mmu_leave_sptes(struct kvm *kvm);
 
 /*
  * Keep vcpu->arch.wbinvd_dirty_mask, the set of CPUs whose caches may hold

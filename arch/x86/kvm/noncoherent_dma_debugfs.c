@@ -38,8 +38,9 @@ void kvm_noncoherent_dma_create_vm_debugfs(struct kvm *kvm)
 {
 	int i;
 
-	debugfs_create_atomic_t("noncoherent_dma", 0444, kvm->debugfs_dentry,
-				&kvm->arch.noncoherent_dma_count);
+	/* The flag is bit 0, and there is no other. */
+	debugfs_create_ulong("noncoherent_dma", 0444, kvm->debugfs_dentry,
+			     &kvm->noncoherent_dma);
 	for (i = 0; i < ARRAY_SIZE(kvm_noncoherent_dma_counters); i++)
 		debugfs_create_u64(kvm_noncoherent_dma_counters[i].name, 0444,
 				   kvm->debugfs_dentry,

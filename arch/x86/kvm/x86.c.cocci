@@ -13,6 +13,12 @@
 // expect: no_unregister_export 1
 // expect: no_has 1
 // expect: no_has_export 1
+// expect: no_count 1
+// expect 6.1: offline 1
+// expect 6.12: offline 0
+// expect 6.1: offline_virtualization 0
+// expect 6.12: offline_virtualization 1
+// expect: exit 1
 
 @include@
 @@
@@ -98,3 +104,36 @@ identifier kvm;
 declarer name EXPORT_SYMBOL_GPL;
 @@
 -EXPORT_SYMBOL_GPL(kvm_arch_has_noncoherent_dma);
+
+// The flag is the one place.
+@no_count@
+expression kvm;
+@@
+-	atomic_set(&kvm->arch.noncoherent_dma_count, 0);
+
+@offline@
+@@
+ kvm_arch_hardware_disable(void)
+ {
+ ...
+ 	drop_user_return_notifiers();
++	kvm_wbinvd_cpu_offline();
+ }
+
+// Renamed by 0617a769ce16 ("KVM: x86: Rename virtualization {en,dis}abling APIs")
+@offline_virtualization@
+@@
+ kvm_arch_disable_virtualization_cpu(void)
+ {
+ ...
+ 	drop_user_return_notifiers();
++	kvm_wbinvd_cpu_offline();
+ }
+
+@exit@
+@@
+ kvm_x86_exit(void)
+ {
++	kvm_noncoherent_dma_exit();
+ ...
+ }
