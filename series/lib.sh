@@ -7,13 +7,12 @@
 # The bases, and the Debian package that always names each one's newest kernel.
 declare -A IMAGE_META=([6.1]=linux-image-amd64 [6.12]=linux-image-6.12-amd64)
 
-# The modules that replace Debian's, by their place in the kernel.
-OUR_MODULES=(arch/x86/kvm/kvm arch/x86/kvm/kvm-amd arch/x86/kvm/kvm-intel
-	     drivers/vfio/vfio)
-
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 OUT=$TOP/out
 JOBS=${JOBS:-$(nproc)}
+
+# The modules that replace Debian's, by their place in the kernel.
+mapfile -t OUR_MODULES < <(grep -v -e '^#' -e '^$' "$TOP/series/our-modules")
 
 # die SENTENCE: what failed, where its log is, what to do
 die()

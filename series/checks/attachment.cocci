@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /// who attaches a VFIO file to an IOMMU domain, or detaches it, reports it
 ///
-// In the same function, after it, on every path on which it has succeeded; or
-// before it, and again if it fails.  What iommufd attaches when a device is opened
-// through its group is reported at the end of that.
+// In the same function, after it, on every path.  What iommufd attaches is told
+// by iommufd itself, to whoever watches the device: before DMA through another
+// page table is possible, after it has ended, and again if the change fails.
 // look in: drivers/vfio/*.c
+// look in: drivers/iommu/iommufd/device.c
 virtual report
 
 @change@
@@ -17,33 +18,40 @@ position p;
 @reported@
 expression E;
 identifier m;
-identifier r =~ "^vfio_(external_slot_update|df_report_coherency|group_report_coherency|container_report_.*)$";
+identifier r =~ "^vfio_(external_slot_update|df_iommufd_report|container_report_.*)$";
 position change.p;
 @@
  E->ops->m@p(...)
  ... when any
  r(...)
 
-@before@
-expression E, ret;
-identifier m;
-identifier r =~ "^vfio_df_report_coherency$";
-position change.p;
-@@
- r(..., true);
- ret = E->ops->m@p(...);
- if (ret) {
-	...
-	r(...);
-	...
- }
-
-@script:python depends on report && !reported && !before@
+@script:python depends on report && !reported@
 p << change.p;
 m << change.m;
 @@
 coccilib.report.print_report(p[0], "%s() in %s() is not reported to the file's slot"
                              % (m, p[0].current_element))
+
+// An emulated device may be told to access memory at once.
+@early exists@
+expression E;
+position change.p;
+@@
+ vfio_df_iommufd_report(..., true);
+ ...
+ E->ops->attach_ioas@p(...)
+
+@attached@
+expression E;
+position change.p;
+@@
+ E->ops->attach_ioas@p(...)
+
+@script:python depends on report && attached && !early@
+p << change.p;
+@@
+coccilib.report.print_report(p[0], "attach_ioas() in %s() is not reported before"
+                             % p[0].current_element)
 
 @member@
 expression G, L;
@@ -93,34 +101,163 @@ p << driver.p;
 coccilib.report.print_report(p[0], "the IOMMU driver of a container changes in %s() and that is not reported"
                              % p[0].current_element)
 
-@through_group@
-identifier f =~ "^vfio_df_group_(open|close)$";
+@access@
 expression df;
 position p;
 @@
- f(...)
+ smp_store_release@p(&df->access_granted, true)
+
+@access_ok@
+position access.p;
+identifier f;
+@@
+ vfio_df_group_opened(...);
+ ...
+ f@p(...)
+
+@access_of_cdev@
+position access.p;
+identifier f;
+@@
+ vfio_df_iommufd_watch(...);
+ ...
+ f@p(...)
+
+@script:python depends on report && !access_ok && !access_of_cdev@
+p << access.p;
+@@
+coccilib.report.print_report(p[0], "%s() gives access to a device and does not report it"
+                             % p[0].current_element)
+
+@closed@
+position p;
+@@
+ vfio_df_group_close(...)
  {
  <+...
-(
- smp_store_release@p(&df->access_granted, true);
-|
- vfio_df_close@p(df);
-)
+ vfio_df_close@p(...);
  ...+>
  }
 
-@through_group_ok@
-position through_group.p;
-identifier f =~ "^(smp_store_release|vfio_df_close)$";
+@closed_ok@
+position closed.p;
+identifier f;
 @@
  f@p(...);
- ... when any
- vfio_group_report_coherency(...)
+ ...
+ vfio_df_group_closed(...)
 
-@script:python depends on report && !through_group_ok@
-p << through_group.p;
+@script:python depends on report && !closed_ok@
+p << closed.p;
 @@
 coccilib.report.print_report(p[0], "%s() does not report what becomes of the group"
+                             % p[0].current_element)
+
+// A device that iommufd knows is watched while it may be attached.
+@compat@
+position p;
+@@
+ vfio_iommufd_compat_attach_ioas@p(...)
+
+@compat_ok@
+position compat.p;
+identifier f;
+@@
+ vfio_df_iommufd_watch(...);
+ ...
+ f@p(...)
+
+@script:python depends on report && !compat_ok@
+p << compat.p;
+@@
+coccilib.report.print_report(p[0], "%s() attaches a device that nobody watches"
+                             % p[0].current_element)
+
+@unbound@
+expression E;
+position p;
+@@
+ E->ops->unbind_iommufd@p(...)
+
+@unbound_ok exists@
+expression E;
+position unbound.p;
+@@
+ iommufd_device_unwatch(...);
+ ...
+ E->ops->unbind_iommufd@p(...)
+
+@script:python depends on report && !unbound_ok@
+p << unbound.p;
+@@
+coccilib.report.print_report(p[0], "%s() unbinds a device that is watched"
+                             % p[0].current_element)
+
+// In iommufd
+@page_table@
+identifier f =~ "^iommufd_hwpt_(attach|replace)_device$";
+expression rc;
+position p;
+@@
+ rc = f@p(...)
+
+@told_before exists@
+position page_table.p;
+identifier f;
+expression rc;
+@@
+ iommufd_group_tell(...);
+ ...
+ rc = f@p(...)
+
+@told_after@
+position page_table.p;
+identifier f;
+expression rc;
+@@
+(
+ rc = f@p(...);
+ if (rc) {
+	iommufd_group_tell(...);
+	...
+ }
+|
+ rc = f@p(...);
+ iommufd_group_tell(...);
+)
+
+@script:python depends on report && !told_before@
+p << page_table.p;
+f << page_table.f;
+@@
+coccilib.report.print_report(p[0], "%s() in %s(), and nobody is told before"
+                             % (f, p[0].current_element))
+
+@script:python depends on report && !told_after@
+p << page_table.p;
+f << page_table.f;
+@@
+coccilib.report.print_report(p[0], "%s() in %s(), and nobody is told if it fails"
+                             % (f, p[0].current_element))
+
+@no_page_table@
+expression E;
+position p;
+@@
+ E->igroup->hwpt@p = NULL
+
+@no_page_table_ok@
+expression E;
+position no_page_table.p;
+@@
+ E->igroup->hwpt@p = NULL;
+ ...
+ iommufd_group_tell(..., NULL)
+
+@script:python depends on report && !no_page_table_ok@
+p << no_page_table.p;
+@@
+coccilib.report.print_report(p[0], "%s() detaches a group, and nobody is told"
                              % p[0].current_element)
 
 // Who takes the driver for the container's reads it without a lock, so that comes last.

@@ -53,3 +53,44 @@ p << locked.p;
 @@
 coccilib.report.print_report(p[0], "fput() with a mutex held in %s(): its release may need that"
                              % p[0].current_element)
+
+// From del() on the user's reference is KVM's, which waits for devices that are being
+// opened before it drops it.
+@undrained@
+expression E;
+position p;
+@@
+ fput@p(E->user.file)
+
+@undrained_ok@
+expression E, V;
+position undrained.p;
+@@
+ V->drain_open(E->user.file);
+ ...
+ fput@p(E->user.file)
+
+@script:python depends on report && !undrained_ok@
+p << undrained.p;
+@@
+coccilib.report.print_report(p[0], "fput() in %s() without drain_open()" % p[0].current_element)
+
+@deleted@
+expression kvf;
+position p;
+@@
+ kvf = kvm_vfio_del_file@p(...)
+
+@deleted_ok exists@
+expression kvf;
+position deleted.p;
+@@
+ kvf = kvm_vfio_del_file@p(...);
+ ... when any
+ kvm_vfio_free_file(..., kvf)
+
+@script:python depends on report && !deleted_ok@
+p << deleted.p;
+@@
+coccilib.report.print_report(p[0], "%s() does not free what kvm_vfio_del_file() has returned"
+                             % p[0].current_element)

@@ -50,10 +50,15 @@ for one in p:
 
 @api@
 expression E;
+const struct vfio_external_user_api *V;
 identifier m;
 position p;
 @@
+(
  E->vfio->m@p(...)
+|
+ V->m@p(...)
+)
 
 @script:python depends on report@
 p << api.p;
@@ -165,6 +170,8 @@ if str(K).replace(" ", "").endswith("kvm"):
 
 @close exists@
 expression K, E;
+const struct vfio_external_user_api *V;
+identifier m;
 position p;
 @@
  mutex_lock(&K->lock);
@@ -173,17 +180,31 @@ position p;
 (
  E->ops->close@p(...)
 |
- E->vfio->get@p(...)
+ E->vfio->m@p(...)
 |
- E->vfio->put@p(...)
-|
- E->vfio->find@p(...)
+ V->m@p(...)
 )
 
 @script:python depends on report@
 p << close.p;
 @@
 coccilib.report.print_report(p[0], "a call that may need VFIO's locks, under kvm->lock")
+
+// It takes a lock that is held while a device is opened, which can take long.
+@drained exists@
+expression E, V;
+position p;
+@@
+ mutex_lock(&E);
+ ... when != mutex_unlock(&E)
+     when any
+ V->drain_open@p(...)
+
+@script:python depends on report@
+p << drained.p;
+E << drained.E;
+@@
+coccilib.report.print_report(p[0], "drain_open() under %s" % E)
 
 @finalize:python depends on report@
 @@

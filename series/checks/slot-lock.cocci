@@ -8,9 +8,8 @@ virtual report
 
 @changed exists@
 identifier f;
-identifier m =~ "^(user|coherency)$";
 struct vfio_external_slot *slot;
-expression V;
+expression U, V;
 position p;
 @@
  f(...)
@@ -19,32 +18,70 @@ position p;
      when != mutex_init(&slot->lock)
      when != lockdep_assert_held(&slot->lock)
      when any
- slot->m@p = V
+(
+ slot->coherency@p = V
+|
+ WRITE_ONCE@p(slot->coherency, V)
+|
+ hlist_add_head@p(&U->node, &slot->users)
+|
+ hlist_add_behind@p(&U->node, ...)
+)
  ... when any
  }
 
 @script:python depends on report@
 p << changed.p;
-m << changed.m;
 @@
-coccilib.report.print_report(p[0], "slot->%s is changed without slot->lock" % m)
+coccilib.report.print_report(p[0], "a slot is changed in %s() without slot->lock"
+                             % p[0].current_element)
 
 @changed_later exists@
-identifier m =~ "^(user|coherency)$";
 struct vfio_external_slot *slot;
-expression V;
+expression U, V;
 position p;
 @@
  mutex_unlock(&slot->lock);
  ... when != mutex_lock(&slot->lock)
      when any
- slot->m@p = V
+(
+ slot->coherency@p = V
+|
+ WRITE_ONCE@p(slot->coherency, V)
+|
+ hlist_add_head@p(&U->node, &slot->users)
+|
+ hlist_add_behind@p(&U->node, ...)
+|
+ hlist_del@p(&U->node)
+)
 
 @script:python depends on report@
 p << changed_later.p;
-m << changed_later.m;
 @@
-coccilib.report.print_report(p[0], "slot->%s is changed when slot->lock has been dropped" % m)
+coccilib.report.print_report(p[0], "a slot is changed in %s() when slot->lock has been dropped"
+                             % p[0].current_element)
+
+// Of the users' list; KVM's device has lists of its own.
+@left exists@
+identifier f;
+struct vfio_external_user *user;
+expression slot;
+position p;
+@@
+ f(...)
+ {
+ ... when != mutex_lock(&slot->lock)
+     when any
+ hlist_del@p(&user->node)
+ ... when any
+ }
+
+@script:python depends on report@
+p << left.p;
+@@
+coccilib.report.print_report(p[0], "a user leaves in %s() without slot->lock"
+                             % p[0].current_element)
 
 @called exists@
 identifier f;
@@ -89,9 +126,15 @@ position p;
 (
  vfio_external_slot_update@p(...)
 |
+ vfio_external_slot_get_kvm@p(...)
+|
+ vfio_external_user_get@p(...)
+|
+ vfio_external_user_del@p(...)
+|
  vfio_external_user_find@p(...)
 |
- vfio_file_set_kvm@p(...)
+ vfio_file_drain_open@p(...)
 |
  fput@p(...)
 )
@@ -101,34 +144,42 @@ p << again.p;
 @@
 coccilib.report.print_report(p[0], "this may take slot->lock, or a lock outside of it, again")
 
+// What asserts the lock is called with it, here and in the rest of VFIO.
 @told exists@
 identifier f;
-expression E, E1, E2;
+identifier g =~ "^vfio_external_(user_tell|slot_find|slot_kvm)$";
 position p;
 @@
  f(...)
  {
- ... when != mutex_lock(&E->lock)
+ ... when != mutex_lock(...)
+     when != mutex_lock_killable(...)
+     when != lockdep_assert_held(...)
      when any
- vfio_external_slot_tell@p(E, E1, E2)
+ g@p(...)
  ... when any
  }
 
 @script:python depends on report@
 p << told.p;
+g << told.g;
 @@
-coccilib.report.print_report(p[0], "a user is told without slot->lock")
+coccilib.report.print_report(p[0], "%s() in %s() without slot->lock" % (g, p[0].current_element))
 
 @told_later exists@
-expression E, E1, E2;
+identifier g =~ "^vfio_external_(user_tell|slot_find|slot_kvm)$";
+expression E;
 position p;
 @@
  mutex_unlock(&E->lock);
  ... when != mutex_lock(&E->lock)
+     when != mutex_lock_killable(&E->lock)
      when any
- vfio_external_slot_tell@p(E, E1, E2)
+ g@p(...)
 
 @script:python depends on report@
 p << told_later.p;
+g << told_later.g;
 @@
-coccilib.report.print_report(p[0], "a user is told when slot->lock has been dropped")
+coccilib.report.print_report(p[0], "%s() in %s() when slot->lock has been dropped"
+                             % (g, p[0].current_element))

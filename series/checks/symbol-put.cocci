@@ -81,7 +81,7 @@ position p;
  f(...)
  {
  ... when any
- kvm_vfio_release_file@p(...);
+ kvm_vfio_del_file@p(...)
  ... when != kvm_vfio_put_api_if_unused(...)
      when any
  }

@@ -1,54 +1,140 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/// a VM is zapped inside kvm->srcu, and kvm->srcu is waited for outside of it
+/// a VM leaves its SPTEs in one way, which waits for no page fault
 ///
-// The zap walks the memslots.  Who waits for readers and is one waits for ever.
+// That is kvm_mmu_leave_sptes(): shadow pages inside kvm->srcu, since the memslots
+// are walked, and between the two ends of an invalidation; then, in the same write
+// section of mmu_lock, the roots and the request that makes vCPUs leave them.  The
+// pages of the roots are torn down under slots_lock.
 // look in: own
+// look in: arch/x86/kvm/mmu/mmu.c
 virtual report
 
+@other@
+identifier f =~ "^(kvm_zap_gfn_range|kvm_mmu_zap_all(_fast)?|kvm_tdp_mmu_zap_all|kvm_arch_flush_shadow_all)$";
+position p;
+@@
+ f@p(...)
+
+@script:python depends on report@
+p << other.p;
+f << other.f;
+@@
+for one in p:
+    if not one.file.endswith("/mmu.c"):
+        coccilib.report.print_report(one, "%s() in %s(), not kvm_mmu_leave_sptes()"
+                                     % (f, one.current_element))
+
 @outside exists@
-identifier f;
 expression E;
 position p;
 @@
- f(...)
+ kvm_mmu_leave_sptes(...)
  {
  ... when != srcu_read_lock(&E->srcu)
      when any
- kvm_zap_gfn_range@p(E, ...)
+ kvm_rmap_zap_gfn_range@p(E, ...)
  ... when any
  }
 
 @script:python depends on report@
 p << outside.p;
 @@
-coccilib.report.print_report(p[0], "kvm_zap_gfn_range() outside of kvm->srcu")
+coccilib.report.print_report(p[0], "shadow pages are zapped outside of kvm->srcu")
 
 @left_before exists@
 expression E;
 position p;
 @@
+ kvm_mmu_leave_sptes(...)
+ {
+ ... when any
  srcu_read_unlock(&E->srcu, ...);
  ... when != srcu_read_lock(&E->srcu)
      when any
- kvm_zap_gfn_range@p(E, ...)
+ kvm_rmap_zap_gfn_range@p(E, ...)
+ ... when any
+ }
 
 @script:python depends on report@
 p << left_before.p;
 @@
-coccilib.report.print_report(p[0], "kvm_zap_gfn_range() when kvm->srcu has been left")
+coccilib.report.print_report(p[0], "shadow pages are zapped when kvm->srcu has been left")
 
-@waits exists@
-expression E;
-identifier f =~ "^synchronize_srcu(_expedited)?$";
+@invalidation@
 position p;
 @@
- srcu_read_lock(&E->srcu)
- ... when != srcu_read_unlock(&E->srcu, ...)
-     when any
- f@p(&E->srcu)
+ kvm_mmu_leave_sptes(...)
+ {
+ <+...
+ kvm_rmap_zap_gfn_range@p(...)
+ ...+>
+ }
 
-@script:python depends on report@
-p << waits.p;
-f << waits.f;
+@invalidation_ok@
+position invalidation.p;
+identifier f;
 @@
-coccilib.report.print_report(p[0], "%s() inside the same kvm->srcu" % f)
+ kvm_mmu_invalidate_begin(...);
+ ...
+ if (<+... f@p(...) ...+>) { ... }
+ ...
+ kvm_mmu_invalidate_end(...);
+
+@script:python depends on report && !invalidation_ok@
+p << invalidation.p;
+@@
+coccilib.report.print_report(p[0], "shadow pages are zapped outside of an invalidation")
+
+// Zapping shadow pages may drop mmu_lock.
+@roots@
+expression E;
+position p;
+@@
+ kvm_mmu_leave_sptes(...)
+ {
+ <+...
+ kvm_tdp_mmu_invalidate_all_roots@p(E)
+ ...+>
+ }
+
+@roots_ok exists@
+expression E;
+position roots.p;
+identifier f;
+@@
+ write_lock(&E->mmu_lock);
+ ... when != write_unlock(&E->mmu_lock)
+ f@p(E);
+ ... when != write_unlock(&E->mmu_lock)
+     when != cond_resched_rwlock_write(...)
+     when != kvm_rmap_zap_gfn_range(...)
+ kvm_make_all_cpus_request(E, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
+
+@script:python depends on report && !roots_ok@
+p << roots.p;
+@@
+coccilib.report.print_report(p[0], "roots are invalidated without mmu_lock, or vCPUs not made to leave them under it")
+
+@torn_down@
+position p;
+@@
+ kvm_tdp_mmu_zap_invalidated_roots@p(...)
+
+@torn_down_ok@
+expression E;
+identifier f;
+position torn_down.p;
+@@
+(
+ if (!mutex_trylock(&E->slots_lock)) { ... return ...; }
+|
+ mutex_lock(&E->slots_lock);
+)
+ ... when != mutex_unlock(&E->slots_lock)
+ f@p(E)
+
+@script:python depends on report && !torn_down_ok@
+p << torn_down.p;
+@@
+if not p[0].file.endswith("/mmu.c"):
+    coccilib.report.print_report(p[0], "roots are torn down without slots_lock")
