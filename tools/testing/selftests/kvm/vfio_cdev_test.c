@@ -153,7 +153,7 @@ static int cdev_attach(int fd, uint32_t ioas)
 	return call(ioctl(fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &arg));
 }
 
-/* Attached, but that cannot be told: EFAULT, and not attached to anything then. */
+/* It could not be told what it is attached to: EFAULT, and nothing happens. */
 static int cdev_attach_in_vain(int fd, uint32_t ioas)
 {
 	struct attach_pt *arg;
@@ -248,7 +248,7 @@ struct file {
 	int fd;			/* -1: closed */
 	int device;		/* of a group; -1: closed */
 	/* The model: */
-	int owner;		/* the VM that tracks it, or -1 */
+	unsigned int owners;	/* the VMs that track it, a bit each */
 	bool bound;		/* it was given the iommufd */
 	bool attached;
 };
@@ -266,7 +266,6 @@ struct op {
 	int vm;			/* 0 is A, 1 is B */
 	int file;
 	int ioas;
-	bool fails_to_attach;
 };
 
 static int world_open(struct world *w, bool compat, int nr_files)
@@ -278,7 +277,7 @@ static int world_open(struct world *w, bool compat, int nr_files)
 	w->iommufd = iommufd_open();
 	for (i = 0; i < 2; i++) {
 		w->vm[i] = NO_VM;
-		w->file[i] = (struct file){ .fd = -1, .device = -1, .owner = -1 };
+		w->file[i] = (struct file){ .fd = -1, .device = -1 };
 	}
 	for (i = 0; i < 3 && !ret; i++)
 		ret = ioas_alloc(w->iommufd, &w->ioas[i]);
@@ -309,13 +308,18 @@ static void world_close(struct world *w)
 	close_fd(&w->iommufd);
 }
 
+static bool tracks(const struct file *f, int vm)
+{
+	return f->owners & (1u << vm);
+}
+
 /* The rule that everything here is about. */
 static bool should_be_noncoherent(const struct world *w, int vm)
 {
 	int i;
 
 	for (i = 0; i < 2; i++)
-		if (w->file[i].owner == vm && w->file[i].attached)
+		if (tracks(&w->file[i], vm) && w->file[i].attached)
 			return host.noncoherent;
 	return false;
 }
@@ -326,7 +330,7 @@ static bool should_be_noncoherent(const struct world *w, int vm)
  */
 static void model_close_if_unused(struct world *w, struct file *f)
 {
-	if (f->fd >= 0 || f->owner >= 0)
+	if (f->fd >= 0 || f->owners)
 		return;
 	f->bound = false;
 	if (!w->compat)
@@ -339,10 +343,10 @@ static int run_add(struct world *w, const struct op *op, int *expected)
 
 	if (f->fd < 0)
 		*expected = -EBADF;
-	else if (f->owner >= 0)
-		*expected = f->owner == op->vm ? -EEXIST : -EBUSY;
+	else if (tracks(f, op->vm))
+		*expected = -EEXIST;
 	else
-		f->owner = op->vm;
+		f->owners |= 1u << op->vm;
 	return dev_add(w->vm[op->vm].dev, f->fd);
 }
 
@@ -352,10 +356,10 @@ static int run_del(struct world *w, const struct op *op, int *expected)
 
 	if (f->fd < 0)
 		*expected = -EBADF;
-	else if (f->owner != op->vm)
+	else if (!tracks(f, op->vm))
 		*expected = -ENOENT;
 	else
-		f->owner = -1;
+		f->owners &= ~(1u << op->vm);
 	return dev_del(w->vm[op->vm].dev, f->fd);
 }
 
@@ -367,8 +371,7 @@ static int run_reset(struct world *w, const struct op *op, int *expected)
 
 	close_fd(&vm->dev);
 	for (i = 0; i < 2; i++) {
-		if (w->file[i].owner == op->vm)
-			w->file[i].owner = -1;
+		w->file[i].owners &= ~(1u << op->vm);
 		model_close_if_unused(w, &w->file[i]);
 	}
 	vm->dev = create_device(vm->fd, 0);
@@ -391,7 +394,7 @@ static int run_close(struct world *w, const struct op *op, int *expected)
 static int run_open(struct world *w, const struct op *op, int *expected)
 {
 	struct file *f = &w->file[op->file];
-	bool alive = f->fd >= 0 || f->owner >= 0;
+	bool alive = f->fd >= 0 || f->owners;
 	int fd;
 
 	if (alive && !w->compat)
@@ -462,14 +465,13 @@ static int run_noroom(struct world *w, const struct op *op, int *expected)
 	return cdev_attach(f->fd, w->ioas[2]);
 }
 
+/* The answer cannot be written: the same. */
 static int run_fault(struct world *w, const struct op *op, int *expected)
 {
 	struct file *f = &w->file[op->file];
 
-	if (model_is_bound(f, expected)) {
+	if (model_is_bound(f, expected))
 		*expected = -EFAULT;
-		f->attached = false;
-	}
 	return cdev_attach_in_vain(f->fd, w->ioas[op->ioas]);
 }
 
@@ -511,7 +513,6 @@ static int run_putdev(struct world *w, const struct op *op, int *expected)
 static const struct {
 	const char *name;
 	int (*run)(struct world *w, const struct op *op, int *expected);
-	bool fails_to_attach;
 } known_ops[] = {
 	{ "add", run_add },
 	{ "del", run_del },
@@ -521,9 +522,9 @@ static const struct {
 	{ "bind", run_bind },
 	{ "attach", run_attach },
 	{ "detach", run_detach },
-	{ "nowhere", run_nowhere, true },
-	{ "noroom", run_noroom, true },
-	{ "fault", run_fault, true },
+	{ "nowhere", run_nowhere },
+	{ "noroom", run_noroom },
+	{ "fault", run_fault },
 	{ "leave", run_leave },
 	{ "getdev", run_getdev },
 	{ "putdev", run_putdev },
@@ -547,7 +548,6 @@ static int parse_op(const char *word, struct op *op)
 		if (strncmp(word, known_ops[i].name, size))
 			continue;
 		op->run = known_ops[i].run;
-		op->fails_to_attach = known_ops[i].fails_to_attach;
 		if (word[size])
 			op->file = word[size] - '1';
 		if (word[size] && word[size + 1] == '.')
@@ -565,18 +565,6 @@ static void expect_noncoherent(const struct world *w, bool *expected)
 		expected[i] = should_be_noncoherent(w, i);
 }
 
-/*
- * The VM of an open device hears before it is attached, since its DMA may begin
- * at once, and again when that fails.  It was non-coherent for a moment then.
- */
-static bool is_briefly_noncoherent(const struct world *w, const struct op *op)
-{
-	const struct file *f = &w->file[op->file];
-
-	return op->fails_to_attach && f->fd >= 0 && f->bound && !f->attached &&
-	       f->owner >= 0 && host.noncoherent && !should_be_noncoherent(w, f->owner);
-}
-
 /* What the device says of a VM and of both files agrees with the model. */
 static bool state_agrees(const struct world *w, int vm)
 {
@@ -585,8 +573,8 @@ static bool state_agrees(const struct world *w, int vm)
 	for (i = 0; i < 2; i++) {
 		const struct file *f = &w->file[i];
 
-		files += f->owner == vm;
-		if (f->owner != vm)
+		files += tracks(f, vm);
+		if (!tracks(f, vm))
 			expected = -ENOENT;
 		else
 			expected = f->attached ? attached_state() : KVM_VFIO_FILE_NOT_ATTACHED;
@@ -602,7 +590,7 @@ static bool state_agrees(const struct world *w, int vm)
 
 static void observe(struct world *w, const struct op *op, struct outcome *o)
 {
-	bool expected[2], briefly = is_briefly_noncoherent(w, op);
+	bool expected[2];
 	int i;
 
 	expect_noncoherent(w, expected);
@@ -610,7 +598,6 @@ static void observe(struct world *w, const struct op *op, struct outcome *o)
 	o->result = op->run(w, op, &o->expected_result);
 	expect_noncoherent(w, expected);
 	outcome_after(o, w->vm, expected);
-	o->flush_owed |= briefly;
 	for (i = 0; i < 2; i++)
 		if (!state_agrees(w, i))
 			o->flag[i] = STATE_DISAGREES;
@@ -989,14 +976,16 @@ TEST_F(group_device, state_can_be_read)
 	EXPECT_EQ(-ENOENT, get_file_state(self->a.dev, self->group));
 }
 
-TEST_F(group_device, is_exclusive)
+TEST_F(group_device, both_vms_track_it)
 {
 	int copy = dup(self->device);
 
 	EXPECT_EQ(0, dev_add(self->a.dev, self->device));
 	EXPECT_EQ(-EEXIST, dev_add(self->a.dev, self->device));
 	EXPECT_EQ(-EEXIST, dev_add(self->a.dev, copy));
-	EXPECT_EQ(-EBUSY, dev_add(self->b.dev, self->device));
+	EXPECT_EQ(0, dev_add(self->b.dev, self->device));
+	EXPECT_EQ(-EEXIST, dev_add(self->b.dev, self->device));
+	EXPECT_EQ(0, dev_del(self->b.dev, self->device));
 	EXPECT_EQ(-ENOENT, dev_del(self->b.dev, self->device));
 	EXPECT_TRACKS(&self->a, 1, 1);
 	EXPECT_TRACKS(&self->b, 0, 0);
@@ -1007,7 +996,7 @@ TEST_F(group_device, is_exclusive)
 	EXPECT_TRACKS(&self->b, 1, 1);
 	EXPECT_TRUE(file_state_is(&self->a, copy, -ENOENT));
 	EXPECT_TRUE(file_state_is(&self->b, copy, attached_state()));
-	EXPECT_EQ(-EBUSY, dev_add(self->a.dev, self->device));
+	EXPECT_EQ(0, dev_add(self->a.dev, self->device));
 }
 
 /* Its group is a file of its own. */
@@ -1147,7 +1136,7 @@ TEST_F(cdev_exclusive, copy_is_the_same)
 
 	EXPECT_EQ(0, dev_add(self->world.vm[0].dev, self->fd));
 	EXPECT_EQ(-EEXIST, dev_add(self->world.vm[0].dev, copy));
-	EXPECT_EQ(-EBUSY, dev_add(self->world.vm[1].dev, copy));
+	EXPECT_EQ(0, dev_add(self->world.vm[1].dev, copy));
 	EXPECT_EQ(0, dev_del(self->world.vm[0].dev, copy));
 	EXPECT_EQ(-ENOENT, dev_del(self->world.vm[0].dev, self->fd));
 }
@@ -1266,7 +1255,7 @@ TEST_F(cdev_vm_gone, file_is_free)
 {
 	FOLLOW(&self->world, variant->before, false);
 	vm_close(&self->world.vm[0]);
-	self->world.file[0].owner = -1;
+	self->world.file[0].owners = 0;
 	ASSERT_EQ(0, vm_open_guest(&self->world.vm[0]));
 	FOLLOW(&self->world, variant->after, false);
 }
@@ -1468,7 +1457,7 @@ static void allow(struct stress_job *job, int ret, const int *errors)
 /* A closed file's number may be anybody's when it is used: EBADF, EINVAL. */
 static void *stress_track(void *arg)
 {
-	static const int add_errors[] = { -EEXIST, -EBUSY, -EBADF, -EINVAL, 0 };
+	static const int add_errors[] = { -EEXIST, -EBADF, -EINVAL, 0 };
 	static const int del_errors[] = { -ENOENT, -EBADF, 0 };
 	struct stress_job *job = arg;
 	struct vm *vm = &job->world->vm[job->nr];
@@ -1565,6 +1554,361 @@ TEST_F_TIMEOUT(cdev_stress, ends_as_it_began, 240)
 	ASSERT_EQ(0, world_open(w, false, 2));
 	FOLLOW(w, "add1 Badd2 bind1 bind2 attach1 attach2 reset Breset", false);
 }
+
+/* --- Page tables of devices that differ: the lab's software IOMMU --- */
+
+#define TESTDEV		"/sys/devices/vfio_testdev/"
+#define TESTDEV_HWPT_DATA	0x7e57
+
+struct hwpt_alloc {
+	uint32_t size;
+	uint32_t flags;		/* 1: to be a parent */
+	uint32_t dev_id;
+	uint32_t pt_id;
+	uint32_t out_hwpt_id;
+	uint32_t reserved;
+	uint32_t data_type;
+	uint32_t data_len;
+	uint64_t data_uptr;
+	uint32_t fault_id;
+	uint32_t reserved2;
+};
+
+#ifndef IOMMU_HWPT_ALLOC
+#define IOMMU_HWPT_ALLOC	_IO(IOMMUFD_TYPE, 0x89)
+#endif
+
+static const char *no_testdev(void)
+{
+	int fd;
+
+	if (!access(TESTDEV, F_OK))
+		return "";
+	fd = open("vfio_testdev.ko", O_RDONLY | O_CLOEXEC);
+	if (fd >= 0)
+		syscall(SYS_finit_module, fd, "", 0);
+	close(fd);
+	write_file("/sys/module/iommufd/parameters/allow_unsafe_interrupts", "1");
+	write_file("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", "1");
+	write_file("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "1");
+	return access(TESTDEV, F_OK) ? "the host has no vfio_testdev devices" : "";
+}
+
+/* "1 noncoherent", or "1 coherent 3" in the group of device 3. Its number, or -errno */
+static int testdev_create(const char *what)
+{
+	char text[32];
+	int ret;
+
+	ret = read_file(TESTDEV "create", text, sizeof(text));
+	if (ret)
+		return ret;
+	ret = write_file(TESTDEV "create", what);
+	return ret ? ret : atoi(text);
+}
+
+static int testdev_open(int id)
+{
+	struct dirent *entry;
+	char path[320];
+	int fd = -ENOENT;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), TESTDEV "vfio_testdev.%d/vfio-dev", id);
+	dir = opendir(path);
+	while (dir && fd == -ENOENT && (entry = readdir(dir))) {
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(path, sizeof(path), "/dev/vfio/devices/%s", entry->d_name);
+		fd = call(open(path, O_RDWR | O_CLOEXEC));
+	}
+	if (dir)
+		closedir(dir);
+	return fd;
+}
+
+static int testdev_open_group(int id)
+{
+	char path[96], link[128];
+	int size;
+
+	snprintf(path, sizeof(path), TESTDEV "vfio_testdev.%d/iommu_group", id);
+	size = readlink(path, link, sizeof(link) - 1);
+	if (size < 0)
+		return -errno;
+	link[size] = 0;
+	snprintf(path, sizeof(path), "/dev/vfio/%s", strrchr(link, '/') + 1);
+	if (access(path, F_OK))
+		snprintf(path, sizeof(path), "/dev/vfio/noiommu-%s", strrchr(link, '/') + 1);
+	return call(open(path, O_RDWR | O_CLOEXEC));
+}
+
+#define NR_DOMAIN_DEVS	4
+
+FIXTURE(domains) {
+	struct vm vm;
+	int iommufd;
+	uint32_t ioas;
+	int fd[NR_DOMAIN_DEVS];
+	uint32_t dev[NR_DOMAIN_DEVS];	/* the device's ID in the iommufd */
+	int nr;
+};
+
+FIXTURE_SETUP(domains)
+{
+	int i;
+
+	REQUIRE(no_iommufd());
+	REQUIRE(no_testdev());
+	self->iommufd = iommufd_open();
+	ASSERT_EQ(0, vm_open(&self->vm));
+	ASSERT_EQ(0, ioas_alloc(self->iommufd, &self->ioas));
+	for (i = 0; i < NR_DOMAIN_DEVS; i++)
+		self->fd[i] = -1;
+}
+
+FIXTURE_TEARDOWN(domains)
+{
+	int i;
+
+	vm_close(&self->vm);
+	for (i = 0; i < NR_DOMAIN_DEVS; i++)
+		close_fd(&self->fd[i]);
+	close_fd(&self->iommufd);
+	write_file(TESTDEV "destroy", "all");
+}
+
+#define N	KVM_VFIO_FILE_NOT_ATTACHED
+#define E	KVM_VFIO_FILE_ENFORCED
+#define X	KVM_VFIO_FILE_NOT_ENFORCED
+
+/* One more device, its file tracked and bound. Its number in the fixture */
+#define ADD_DEVICE(what) ({							\
+	const char *add_what = (what);						\
+	int add_nr = self->nr++, add_id = testdev_create(add_what);		\
+	struct bind_iommufd add_bind = {					\
+		.argsz = sizeof(add_bind), .iommufd = self->iommufd,		\
+	};									\
+										\
+	ASSERT_LE(0, add_id) TH_LOG("creating %s", add_what);			\
+	self->fd[add_nr] = testdev_open(add_id);				\
+	ASSERT_LE(0, self->fd[add_nr]) TH_LOG("opening %s", add_what);	\
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd[add_nr]));			\
+	ASSERT_EQ(0, call(ioctl(self->fd[add_nr], VFIO_DEVICE_BIND_IOMMUFD,	\
+				&add_bind)));					\
+	self->dev[add_nr] = add_bind.out_devid;					\
+	add_id;									\
+})
+
+#define EXPECT_STATE(file, state)						\
+	EXPECT_EQ(state, get_file_state(self->vm.dev, self->fd[file]))
+
+static int hwpt_alloc(int iommufd, uint32_t dev, uint32_t pt, bool parent, bool nested,
+		      uint32_t *id)
+{
+	uint32_t data = 0;
+	struct hwpt_alloc arg = {
+		.size = sizeof(arg), .flags = parent, .dev_id = dev, .pt_id = pt,
+	};
+	int ret;
+
+	if (nested) {
+		arg.data_type = TESTDEV_HWPT_DATA;
+		arg.data_len = sizeof(data);
+		arg.data_uptr = (uintptr_t)&data;
+	}
+	ret = call(ioctl(iommufd, IOMMU_HWPT_ALLOC, &arg));
+	*id = arg.out_hwpt_id;
+	return ret;
+}
+
+/* What the second one joins, it shares. */
+TEST_F(domains, shared_made_for_noncoherent)
+{
+	ADD_DEVICE("1 noncoherent");
+	ADD_DEVICE("1 coherent");
+	EXPECT_EQ(0, cdev_attach(self->fd[0], self->ioas));
+	EXPECT_STATE(0, X);
+	EXPECT_EQ(0, cdev_attach(self->fd[1], self->ioas));
+	EXPECT_STATE(1, X);
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd[0]));
+	close_fd(&self->fd[0]);
+	EXPECT_STATE(1, X);
+	EXPECT_EQ(1, debugfs_stat(&self->vm, "noncoherent_dma"));
+	EXPECT_EQ(0, cdev_detach(self->fd[1]));
+	EXPECT_STATE(1, N);
+	EXPECT_EQ(0, debugfs_stat(&self->vm, "noncoherent_dma"));
+}
+
+TEST_F(domains, apart_made_for_coherent)
+{
+	ADD_DEVICE("1 coherent");
+	ADD_DEVICE("1 noncoherent");
+	EXPECT_EQ(0, cdev_attach(self->fd[0], self->ioas));
+	EXPECT_STATE(0, E);
+	EXPECT_EQ(0, cdev_attach(self->fd[1], self->ioas));
+	EXPECT_STATE(0, E);
+	EXPECT_STATE(1, X);
+}
+
+TEST_F(domains, replaced)
+{
+	uint32_t good, bad;
+
+	ADD_DEVICE("1 coherent");
+	ADD_DEVICE("1 noncoherent");
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[0], self->ioas, false, false, &good));
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[1], self->ioas, false, false, &bad));
+	EXPECT_EQ(0, cdev_attach(self->fd[0], good));
+	EXPECT_STATE(0, E);
+	EXPECT_EQ(0, cdev_attach(self->fd[0], bad));
+	EXPECT_STATE(0, X);
+	EXPECT_EQ(0, cdev_attach(self->fd[0], good));
+	EXPECT_STATE(0, E);
+	EXPECT_EQ(0, cdev_attach(self->fd[1], bad));
+	EXPECT_EQ(-EINVAL, cdev_attach(self->fd[1], good));
+	EXPECT_STATE(1, X);
+}
+
+TEST_F(domains, nested)
+{
+	uint32_t parent[2], nested[2];
+	int i;
+
+	ADD_DEVICE("1 coherent");
+	ADD_DEVICE("1 noncoherent");
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[i], self->ioas, true, false,
+					&parent[i]));
+		ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[0], parent[i], false, true,
+					&nested[i]));
+	}
+	EXPECT_EQ(0, cdev_attach(self->fd[0], nested[0]));
+	EXPECT_STATE(0, E);
+	EXPECT_EQ(0, cdev_attach(self->fd[0], nested[1]));
+	EXPECT_STATE(0, X);
+	EXPECT_EQ(0, cdev_attach(self->fd[0], nested[0]));
+	EXPECT_STATE(0, E);
+}
+
+/* iommufd attaches them all at once. */
+TEST_F(domains, siblings)
+{
+	char with[32];
+	int id = ADD_DEVICE("1 noncoherent");
+
+	snprintf(with, sizeof(with), "1 noncoherent %d", id);
+	ADD_DEVICE(with);
+	ADD_DEVICE(with);
+	EXPECT_EQ(0, cdev_attach(self->fd[0], self->ioas));
+	EXPECT_STATE(0, X);
+	EXPECT_STATE(1, X);
+	EXPECT_STATE(2, X);
+	EXPECT_EQ(0, cdev_attach(self->fd[1], self->ioas));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd[0]));
+	close_fd(&self->fd[0]);
+	EXPECT_STATE(1, X);
+	EXPECT_STATE(2, X);
+	/* One that is bound meanwhile */
+	ADD_DEVICE(with);
+	EXPECT_STATE(3, X);
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd[2]));
+	close_fd(&self->fd[2]);
+	EXPECT_EQ(0, cdev_detach(self->fd[1]));
+	EXPECT_STATE(1, N);
+	EXPECT_STATE(3, N);
+	EXPECT_EQ(0, debugfs_stat(&self->vm, "noncoherent_dma"));
+}
+
+/* Wrong, of the wrong type, another's; and an answer that cannot be written. */
+TEST_F(domains, failures_change_nothing)
+{
+	int other = iommufd_open(), i;
+	long changes, flushes, zaps;
+	uint32_t foreign;
+
+	for (i = 0; i < 3; i++)
+		ASSERT_EQ(0, ioas_alloc(other, &foreign));
+	ADD_DEVICE("1 noncoherent");
+	changes = debugfs_stat(&self->vm, "noncoherent_dma_changes");
+	flushes = debugfs_stat(&self->vm, "noncoherent_dma_flushes");
+	zaps = debugfs_stat(&self->vm, "noncoherent_dma_zaps");
+	ASSERT_LE(0, changes);
+	for (i = 0; i < 100; i++) {
+		EXPECT_EQ(-ENOENT, cdev_attach(self->fd[0], 0x7fffffff));
+		EXPECT_EQ(-EINVAL, cdev_attach(self->fd[0], self->dev[0]));
+		EXPECT_EQ(-ENOENT, cdev_attach(self->fd[0], foreign));
+		EXPECT_EQ(-EFAULT, cdev_attach_in_vain(self->fd[0], self->ioas));
+	}
+	EXPECT_STATE(0, N);
+	EXPECT_EQ(changes, debugfs_stat(&self->vm, "noncoherent_dma_changes"));
+	EXPECT_EQ(flushes, debugfs_stat(&self->vm, "noncoherent_dma_flushes"));
+	EXPECT_EQ(zaps, debugfs_stat(&self->vm, "noncoherent_dma_zaps"));
+	/* It can be noticed. */
+	EXPECT_EQ(0, cdev_attach(self->fd[0], self->ioas));
+	EXPECT_EQ(changes + 1, debugfs_stat(&self->vm, "noncoherent_dma_changes"));
+	close(other);
+}
+
+TEST_F(domains, emulated)
+{
+	ADD_DEVICE("1 emulated");
+	EXPECT_STATE(0, N);
+	EXPECT_EQ(-ENOENT, cdev_attach(self->fd[0], 0x7fffffff));
+	EXPECT_EQ(0, debugfs_stat(&self->vm, "noncoherent_dma_changes"));
+	EXPECT_EQ(0, cdev_attach(self->fd[0], self->ioas));
+	EXPECT_STATE(0, X);
+	EXPECT_EQ(-ENOENT, cdev_attach(self->fd[0], 0x7fffffff));
+	EXPECT_STATE(0, X);
+	EXPECT_EQ(0, cdev_detach(self->fd[0]));
+	EXPECT_STATE(0, N);
+}
+
+/* Such a group can leave an iommufd and join a container while its device is open. */
+static void group_moves(struct __test_metadata *_metadata, struct vm *vm, int iommufd,
+			const char *kind)
+{
+	int id = testdev_create(kind), container = container_open(), group, device;
+	char name[32];
+
+	ASSERT_LE(0, id);
+	group = testdev_open_group(id);
+	ASSERT_LE(0, group);
+	snprintf(name, sizeof(name), "vfio_testdev.%d", id);
+	EXPECT_EQ(0, dev_add(vm->dev, group));
+	EXPECT_EQ(0, group_join(group, iommufd));
+	EXPECT_EQ(N, get_file_state(vm->dev, group));
+	device = call(ioctl(group, VFIO_GROUP_GET_DEVICE_FD, name));
+	ASSERT_LE(0, device);
+	EXPECT_EQ(X, get_file_state(vm->dev, group));
+	EXPECT_EQ(0, dev_add(vm->dev, device));
+	EXPECT_EQ(X, get_file_state(vm->dev, device));
+	EXPECT_EQ(0, group_leave(group));
+	EXPECT_EQ(X, get_file_state(vm->dev, group));
+	EXPECT_EQ(0, group_join(group, container));
+	EXPECT_EQ(X, get_file_state(vm->dev, group));
+	EXPECT_EQ(0, group_leave(group));
+	EXPECT_EQ(0, dev_del(vm->dev, device));
+	close(device);
+	EXPECT_EQ(N, get_file_state(vm->dev, group));
+	EXPECT_EQ(0, dev_del(vm->dev, group));
+	close(group);
+	close(container);
+}
+
+TEST_F(domains, noiommu_group_moves)
+{
+	group_moves(_metadata, &self->vm, self->iommufd, "1 noiommu");
+}
+
+TEST_F(domains, emulated_group_moves)
+{
+	group_moves(_metadata, &self->vm, self->iommufd, "1 emulated");
+}
+
+#undef N
+#undef E
+#undef X
 
 /* As TEST_HARNESS_MAIN, after a look at the host. */
 int main(int argc, char **argv)

@@ -876,20 +876,56 @@ FIXTURE_TEARDOWN(two_vms)
 	vm_close(&self->b);
 }
 
-TEST_F(two_vms, add_is_ebusy)
+TEST_F(two_vms, both_track_it)
 {
-	EXPECT_EQ(-EBUSY, dev_add(self->b.dev, self->fd));
-	EXPECT_EQ(-EBUSY, dev_add(self->b.dev, self->fd));
+	EXPECT_EQ(0, dev_add(self->b.dev, self->fd));
+	EXPECT_EQ(-EEXIST, dev_add(self->b.dev, self->fd));
+	EXPECT_EQ(-EEXIST, dev_add(self->a.dev, self->fd));
 }
 
-TEST_F(two_vms, ebusy_leaves_the_first)
+TEST_F(two_vms, first_lets_go_first)
 {
-	int ret = dev_add(self->b.dev, self->fd);
-
-	EXPECT_EQ(-EBUSY, ret);
-	EXPECT_EQ(-EEXIST, dev_add(self->a.dev, self->fd));
-	EXPECT_EQ(-ENOENT, dev_del(self->b.dev, self->fd));
+	EXPECT_EQ(0, dev_add(self->b.dev, self->fd));
 	EXPECT_EQ(0, dev_del(self->a.dev, self->fd));
+	EXPECT_EQ(-ENOENT, dev_del(self->a.dev, self->fd));
+	EXPECT_EQ(-EEXIST, dev_add(self->b.dev, self->fd));
+	EXPECT_EQ(0, dev_del(self->b.dev, self->fd));
+	EXPECT_EQ(-ENOENT, dev_del(self->b.dev, self->fd));
+}
+
+TEST_F(two_vms, last_lets_go_first)
+{
+	EXPECT_EQ(0, dev_add(self->b.dev, self->fd));
+	EXPECT_EQ(0, dev_del(self->b.dev, self->fd));
+	EXPECT_EQ(-ENOENT, dev_del(self->b.dev, self->fd));
+	EXPECT_EQ(-EEXIST, dev_add(self->a.dev, self->fd));
+	EXPECT_EQ(0, dev_del(self->a.dev, self->fd));
+	EXPECT_EQ(-ENOENT, dev_del(self->a.dev, self->fd));
+}
+
+/* A copy of the descriptor is the same file, for each of them. */
+TEST_F(two_vms, copy_is_the_same)
+{
+	int copy = dup(self->fd);
+
+	ASSERT_LE(0, copy);
+	EXPECT_EQ(0, dev_add(self->b.dev, copy));
+	EXPECT_EQ(-EEXIST, dev_add(self->b.dev, self->fd));
+	EXPECT_EQ(0, dev_del(self->a.dev, copy));
+	EXPECT_EQ(-EEXIST, dev_add(self->b.dev, copy));
+	EXPECT_EQ(0, dev_del(self->b.dev, self->fd));
+}
+
+/* The group stays open until the last of them has let go. */
+TEST_F(two_vms, each_holds_the_file)
+{
+	ASSERT_EQ(0, dev_add(self->b.dev, self->fd));
+	close_fd(&self->fd);
+	EXPECT_EQ(-EBUSY, group_open(0));
+	close_fd(&self->a.dev);
+	EXPECT_EQ(-EBUSY, group_open(0));
+	close_fd(&self->b.dev);
+	EXPECT_LE(0, group_open_soon(0));
 }
 
 TEST_F(two_vms, del_of_the_other_is_enoent)
@@ -903,7 +939,7 @@ TEST_F(two_vms, del_gives_it_free)
 {
 	EXPECT_EQ(0, dev_del(self->a.dev, self->fd));
 	EXPECT_EQ(0, dev_add(self->b.dev, self->fd));
-	EXPECT_EQ(-EBUSY, dev_add(self->a.dev, self->fd));
+	EXPECT_EQ(0, dev_add(self->a.dev, self->fd));
 }
 
 TEST_F(two_vms, closed_device_gives_it_free)
@@ -924,7 +960,8 @@ TEST_F(two_vms, new_device_of_the_first_is_a_stranger)
 	EXPECT_EQ(0, dev_add(self->b.dev, self->fd));
 	self->a.dev = create_device(self->a.fd, 0);
 	ASSERT_LE(0, self->a.dev);
-	EXPECT_EQ(-EBUSY, dev_add(self->a.dev, self->fd));
+	EXPECT_EQ(-ENOENT, dev_del(self->a.dev, self->fd));
+	EXPECT_EQ(0, dev_add(self->a.dev, self->fd));
 	close_fd(&self->a.dev);
 	EXPECT_EQ(-EEXIST, dev_add(self->b.dev, self->fd));
 }
@@ -951,10 +988,114 @@ TEST_F(two_vms, each_its_own_group)
 	REQUIRE(no_groups(2));
 	other = need_group(1);
 	EXPECT_EQ(0, dev_add(self->b.dev, other));
-	EXPECT_EQ(-EBUSY, dev_add(self->a.dev, other));
-	EXPECT_EQ(-EBUSY, dev_add(self->b.dev, self->fd));
+	EXPECT_EQ(-ENOENT, dev_del(self->a.dev, other));
+	EXPECT_EQ(-ENOENT, dev_del(self->b.dev, self->fd));
 	EXPECT_EQ(0, dev_del(self->a.dev, self->fd));
 	EXPECT_EQ(-EEXIST, dev_add(self->b.dev, other));
+}
+
+/* The VMs hear together what happens to their file, and end one by one. */
+FIXTURE(shared) {
+	struct vm vm[64];
+	int fd;
+};
+
+FIXTURE_SETUP(shared)
+{
+	int i;
+
+	REQUIRE(no_groups(1));
+	for (i = 0; i < 64; i++)
+		self->vm[i] = NO_VM;
+	self->fd = need_group(0);
+	ASSERT_LE(0, self->fd);
+	for (i = 0; i < 64; i++) {
+		ASSERT_EQ(0, vm_open(&self->vm[i]));
+		ASSERT_EQ(0, dev_add(self->vm[i].dev, self->fd));
+	}
+}
+
+FIXTURE_TEARDOWN(shared)
+{
+	int i;
+
+	for (i = 0; i < 64; i++)
+		vm_close(&self->vm[i]);
+}
+
+/* All VMs that are not GONE track the file, whose state is STATE. */
+static bool shared_by(const struct vm *vm, const bool *gone, int fd, int state)
+{
+	int i, noncoherent = state == KVM_VFIO_FILE_NOT_ENFORCED;
+
+	for (i = 0; i < 64; i++) {
+		if (!gone[i] && (!vm_state_is(&vm[i], 1, noncoherent) ||
+				 !file_state_is(&vm[i], fd, state)))
+			return false;
+		if (gone[i] && vm[i].dev >= 0 && (!vm_state_is(&vm[i], 0, 0) ||
+						  !file_state_is(&vm[i], fd, -ENOENT)))
+			return false;
+	}
+	return true;
+}
+
+TEST_F(shared, all_follow_and_let_go)
+{
+	bool gone[64] = {};
+	unsigned int random = 1;
+	int i, j;
+
+	EXPECT_TRUE(shared_by(self->vm, gone, self->fd, KVM_VFIO_FILE_NOT_ATTACHED));
+	ASSERT_EQ(0, group_attach(self->fd));
+	EXPECT_TRUE(shared_by(self->vm, gone, self->fd, attached_state()));
+	ASSERT_EQ(0, group_leave(self->fd));
+	EXPECT_TRUE(shared_by(self->vm, gone, self->fd, KVM_VFIO_FILE_NOT_ATTACHED));
+	ASSERT_EQ(0, group_attach(self->fd));
+	for (i = 0; i < 64; i++) {
+		do
+			j = next_random(&random) % 64;
+		while (gone[j]);
+		gone[j] = true;
+		if (i % 2)
+			close_fd(&self->vm[j].dev);
+		else
+			EXPECT_EQ(0, dev_del(self->vm[j].dev, self->fd));
+		ASSERT_TRUE(shared_by(self->vm, gone, self->fd, attached_state()));
+	}
+}
+
+/* The process that had it first is killed: the VM of another one goes on. */
+TEST_F(shared, owner_is_killed)
+{
+	int ready[2], status, i;
+	char byte;
+	pid_t child;
+
+	for (i = 1; i < 64; i++)
+		vm_close(&self->vm[i]);
+	ASSERT_EQ(0, group_attach(self->fd));
+	ASSERT_EQ(0, pipe(ready));
+	child = fork();
+	ASSERT_LE(0, child);
+	if (!child) {
+		struct vm vm;
+
+		if (vm_open(&vm) || dev_add(vm.dev, self->fd) ||
+		    !vm_state_is(&vm, 1, host.noncoherent) || write(ready[1], "", 1) != 1)
+			_exit(1);
+		for (;;)
+			pause();
+	}
+	close(ready[1]);
+	EXPECT_EQ(1, read(ready[0], &byte, 1));
+	EXPECT_TRUE(vm_state_is(&self->vm[0], 1, host.noncoherent));
+	kill(child, SIGKILL);
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+	EXPECT_TRUE(WIFSIGNALED(status));
+	EXPECT_TRUE(vm_state_is(&self->vm[0], 1, host.noncoherent));
+	EXPECT_EQ(-EEXIST, dev_add(self->vm[0].dev, self->fd));
+	ASSERT_EQ(0, group_leave(self->fd));
+	EXPECT_TRUE(vm_state_is(&self->vm[0], 1, 0));
 }
 
 /* --- A failed call changes nothing --- */
@@ -964,7 +1105,6 @@ enum failing {
 	FAIL_ADD_BADF,
 	FAIL_ADD_NOT_VFIO,
 	FAIL_ADD_AGAIN,
-	FAIL_ADD_OTHERS,
 	FAIL_DEL_NULL,
 	FAIL_DEL_BADF,
 	FAIL_DEL_NOT_VFIO,
@@ -1006,11 +1146,6 @@ FIXTURE_VARIANT_ADD(unchanged, add_of_foreign_file) {
 FIXTURE_VARIANT_ADD(unchanged, add_again) {
 	.call = FAIL_ADD_AGAIN,
 	.expected = -EEXIST,
-};
-
-FIXTURE_VARIANT_ADD(unchanged, add_of_another_vms) {
-	.call = FAIL_ADD_OTHERS,
-	.expected = -EBUSY,
 };
 
 FIXTURE_VARIANT_ADD(unchanged, del_at_null) {
@@ -1090,8 +1225,6 @@ static int fail(enum failing what, struct vm *a, struct vm *c, const int fd[2])
 		return dev_add(a->dev, a->fd);
 	case FAIL_ADD_AGAIN:
 		return dev_add(a->dev, fd[0]);
-	case FAIL_ADD_OTHERS:
-		return dev_add(a->dev, fd[1]);
 	case FAIL_DEL_NULL:
 		return set_attr(a->dev, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_DEL, NULL);
 	case FAIL_DEL_BADF:
@@ -1348,14 +1481,15 @@ TEST_F(life, child_keeps_the_device)
 	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
 }
 
-/* A group opened here may be tracked for the VM of another process. */
+/* A group opened here may be tracked for the VM of another process, too. */
 TEST_F(life, other_process_is_another_vm)
 {
 	EXPECT_EQ(0, in_child({
 		struct vm vm;
 
 		child_check(1, vm_open(&vm) == 0);
-		child_check(2, dev_add(vm.dev, self->fd) == -EBUSY);
+		child_check(2, dev_add(vm.dev, self->fd) == 0);
+		child_check(3, dev_add(vm.dev, self->fd) == -EEXIST);
 	}));
 	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
 	EXPECT_EQ(0, in_child({
@@ -1497,10 +1631,15 @@ struct world {
 	int device[2];		/* of the group; -1: closed */
 	int container[2];
 	/* The model: */
-	int owner[2];		/* the VM that tracks the group, or -1 */
+	unsigned int owners[2];	/* the VMs that track the group, a bit each */
 	int member[2];		/* the container the group is in, or -1 */
 	bool iommu[2];		/* VFIO_SET_IOMMU was done in the container */
 };
+
+static bool tracks(const struct world *w, int group, int vm)
+{
+	return w->owners[group] & (1u << vm);
+}
 
 static int world_open(struct world *w, int nr_groups)
 {
@@ -1510,7 +1649,7 @@ static int world_open(struct world *w, int nr_groups)
 		w->vm[i] = NO_VM;
 		w->group[i] = -1;
 		w->device[i] = -1;
-		w->owner[i] = -1;
+		w->owners[i] = 0;
 		w->member[i] = -1;
 		w->container[i] = container_open();
 		w->iommu[i] = false;
@@ -1538,7 +1677,7 @@ static void world_close(struct world *w)
 
 static bool file_is_open(const struct world *w, int group)
 {
-	return w->group[group] >= 0 || w->device[group] >= 0 || w->owner[group] >= 0;
+	return w->group[group] >= 0 || w->device[group] >= 0 || w->owners[group];
 }
 
 static bool is_attached(const struct world *w, int group)
@@ -1552,7 +1691,7 @@ static bool should_be_noncoherent(const struct world *w, int vm)
 	int i;
 
 	for (i = 0; i < 2; i++)
-		if (w->owner[i] == vm && is_attached(w, i))
+		if (tracks(w, i, vm) && is_attached(w, i))
 			return host.noncoherent;
 	return false;
 }
@@ -1575,13 +1714,11 @@ static void model_close_if_unused(struct world *w, int group)
 
 static int model_add(struct world *w, const struct op *op)
 {
-	int *owner = &w->owner[op->group];
-
 	if (w->group[op->group] < 0)
 		return -EBADF;
-	if (*owner >= 0)
-		return *owner == op->vm ? -EEXIST : -EBUSY;
-	*owner = op->vm;
+	if (tracks(w, op->group, op->vm))
+		return -EEXIST;
+	w->owners[op->group] |= 1u << op->vm;
 	return 0;
 }
 
@@ -1589,9 +1726,9 @@ static int model_del(struct world *w, const struct op *op)
 {
 	if (w->group[op->group] < 0)
 		return -EBADF;
-	if (w->owner[op->group] != op->vm)
+	if (!tracks(w, op->group, op->vm))
 		return -ENOENT;
-	w->owner[op->group] = -1;
+	w->owners[op->group] &= ~(1u << op->vm);
 	return 0;
 }
 
@@ -1672,8 +1809,7 @@ static int do_reset(struct world *w, int vm)
 
 	close_fd(&w->vm[vm].dev);
 	for (i = 0; i < 2; i++) {
-		if (w->owner[i] == vm)
-			w->owner[i] = -1;
+		w->owners[i] &= ~(1u << vm);
 		model_close_if_unused(w, i);
 	}
 	w->vm[vm].dev = create_device(w->vm[vm].fd, 0);
@@ -2018,8 +2154,8 @@ static bool state_agrees(struct world *w, int vm)
 	struct kvm_vfio_vm_state state;
 
 	for (i = 0; i < 2; i++) {
-		files += w->owner[i] == vm;
-		if (w->owner[i] != vm)
+		files += tracks(w, i, vm);
+		if (!tracks(w, i, vm))
 			expected = -ENOENT;
 		else if (!is_attached(w, i))
 			expected = KVM_VFIO_FILE_NOT_ATTACHED;
@@ -3378,9 +3514,6 @@ TEST_F(trace, failed_calls)
 	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
 	EXPECT_STREQ(file_event(getpid(), "add", self->fd, group_name(0), -EEXIST,
 				host.noncoherent), next_event(self->pipe));
-	EXPECT_EQ(-EBUSY, dev_add(other.vm.dev, self->fd));
-	EXPECT_STREQ(file_event(other.tid, "add", self->fd, group_name(0), -EBUSY, false),
-		     next_event(self->pipe));
 	EXPECT_EQ(-ENOENT, dev_del(other.vm.dev, self->fd));
 	EXPECT_STREQ(file_event(other.tid, "del", self->fd, group_name(0), -ENOENT, false),
 		     next_event(self->pipe));
@@ -3704,7 +3837,7 @@ static void allow(struct stress_job *job, int ret, const int *errors)
 /* A closed group's number may be anybody's when it is used: EBADF, EINVAL. */
 static void *stress_track(void *arg)
 {
-	static const int add_errors[] = { -EEXIST, -EBUSY, -EBADF, -EINVAL, 0 };
+	static const int add_errors[] = { -EEXIST, -EBADF, -EINVAL, 0 };
 	static const int del_errors[] = { -ENOENT, -EBADF, 0 };
 	struct stress_job *job = arg;
 	int i, fd;
