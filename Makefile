@@ -13,7 +13,7 @@ CC := gcc-12
 
 PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so out/lab/ept_test out/lab/bench \
 	    out/lab/mixed_test $(O)/vfio_dev_test $(O)/vfio_cdev_test $(O)/nested_test \
-	    $(O)/vfio_testdev/vfio_testdev.ko
+	    $(O)/vfio_testdev/vfio_testdev.ko out/lab/mixtures_test $(O)/mixtures
 
 .PHONY: help
 help:
@@ -25,7 +25,7 @@ help:
 	@echo '  make check-debug  the tests under a kernel with KASAN, lockdep and kmemleak'
 	@echo '  make mutants      break the device in many ways: do the tests notice?'
 	@echo '  make bench        what it costs, beside the stock modules, in instructions'
-	@echo '  make modules      $(O)/modules/{kvm,kvm-amd,kvm-intel,vfio}.ko for Debian'
+	@echo '  make modules      $(O)/modules/{kvm,kvm-amd,kvm-intel,vfio,vfio_iommu_type1}.ko for Debian'
 	@echo '  make series       the patches, for git am and quilt ($(O)/series)'
 	@echo '  make shell        a shell in the emulated host, VFIO devices ready'
 	@echo
@@ -116,7 +116,7 @@ out/lab/wbinvd_test: lab/wbinvd_test.c lab/wbinvd_phase.c lab/wbinvd_phase.h
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -pthread -o $@ $(filter %.c,$^)
 
-out/lab/ept_test out/lab/mixed_test: out/lab/%: lab/%.c lab/testdev.h
+out/lab/ept_test out/lab/mixed_test out/lab/mixtures_test: out/lab/%: lab/%.c lab/testdev.h
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -pthread -o $@ $<
 
@@ -127,6 +127,11 @@ out/lab/bench: bench/bench.c lab/testdev.h
 # The fixture fits Debian's kernel, stock modules and ours alike.
 $(O)/vfio_testdev/vfio_testdev.ko: $(wildcard lab/vfio_testdev/*) | tree
 	@lab/vfio_testdev/build $(BASE)
+
+# Always made anew: they are copied from modules that may be others.
+.PHONY: $(O)/mixtures
+$(O)/mixtures: modules
+	@lab/mixtures_build $(BASE)
 
 out/lab/wbinvd.so: lab/plugin/wbinvd.c lab/plugin/qemu-plugin-v1.h
 	@mkdir -p $(@D)

@@ -22,10 +22,15 @@
  *  - When a call that makes the VM coherent or non-coherent returns, no entry
  *    with the type of before is left, and the next access faults: seen with a
  *    vCPU that keeps reading a 4 KiB and a 2 MiB page during the call.
+ *  - Such a call waits for nothing that user space can hold up: seen with a vCPU
+ *    in a page fault that userfaultfd has not resolved.
  *  - WBINVD, which makes the guest exit here: skipped while coherent, else executed
  *    on the CPUs the vCPU has used. Where there is no such exit, which the fixture
  *    no_wbinvd_exit_vmx.ko pretends, each CPU that the vCPU leaves executes one. When
- *    the VM becomes non-coherent, all CPUs used do, after the last old entry is gone.
+ *    the VM becomes non-coherent, all CPUs used do, when nobody can dirty them through
+ *    an old entry any more. With the TDP MMU that is when the vCPU has left its old
+ *    root, whose entries go later: it has left the guest before the first flush, and
+ *    no fault installs an old type after it. Without, the last old entry is gone.
  *    Bochs counts none, so a kprobe on the very instruction does, CPU by CPU.
  *
  * Output: KTAP. Build: cc -O2 -static -pthread -o ept_test ept_test.c
@@ -37,6 +42,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <linux/userfaultfd.h>
 #include <linux/vfio.h>
 #include <pthread.h>
 #include <sched.h>
@@ -84,6 +90,10 @@ enum { UC = 0, WC = 1, WT = 4, WP = 5, WB = 6 };	/* as in MTRRs and EPT */
 
 #define CR0_CD		0x40000000u
 
+#ifndef KVM_DEV_VFIO_STATE
+#define KVM_DEV_VFIO_STATE	0x1000
+#define KVM_DEV_VFIO_STATE_VM	1
+#endif
 #ifndef KVM_X86_QUIRK_CD_NW_CLEARED
 #define KVM_X86_QUIRK_CD_NW_CLEARED	(1 << 1)
 #endif
@@ -91,12 +101,8 @@ enum { UC = 0, WC = 1, WT = 4, WP = 5, WB = 6 };	/* as in MTRRs and EPT */
 #define KVM_X86_QUIRK_IGNORE_GUEST_PAT	(1 << 9)
 #endif
 
-#define EXIT_REASON_WBINVD	"54"		/* the SDM's list of exits */
-
 /* Does this base's KVM look at the guest's MTRRs and CR0.CD? */
 static bool honours_mtrrs;
-/* Up to Linux 6.1 VFIO judges a container as a whole, later each group by its devices. */
-static bool containers_are_judged;
 /* Without the TDP MMU nothing tells of entries that vanish. */
 static bool legacy;
 
@@ -127,13 +133,13 @@ end_test(int how, const char *format, ...)
 /* ---- what the tracepoints tell ------------------------------------------- */
 
 struct event {
-	enum { CHANGED, SET, FLUSH, WBINVD_EXIT, MARK } kind;
+	enum { CHANGED, SET, FLUSH, ENTRY, EXIT, WBINVD_EXIT, MARK } kind;
 	uint64_t gfn, old, new;
 	int level;
 	int cpu;
 };
 
-static struct event events[20000];
+static struct event events[100000];
 static int event_count;
 static int trace_pipe = -1, trace_marker = -1;
 
@@ -180,7 +186,9 @@ static void record(const char *line)
 	else if (strstr(line, "wbinvd: (") && (cpu = strchr(line, '[')))
 		event = (struct event){ .kind = FLUSH, .cpu = atoi(cpu + 1) };
 	else if (strstr(line, "kvm_exit: "))
-		event.kind = WBINVD_EXIT;
+		event.kind = strstr(line, "reason WBINVD") ? WBINVD_EXIT : EXIT;
+	else if (strstr(line, "kvm_entry: "))
+		event.kind = ENTRY;
 	else if (strstr(line, "tracing_mark_write: "))
 		event.kind = MARK;
 	else if (strstr(line, "LOST"))
@@ -347,8 +355,8 @@ static void start_trace(void)
 	must_put(TRACING "events/enable", "0");
 	must_put(TRACING "events/kvmmmu/kvm_mmu_set_spte/enable", "1");
 	must_put(TRACING "events/kvmmmu/kvm_tdp_mmu_spte_changed/enable", "1");
-	must_put(TRACING "events/kvm/kvm_exit/filter", "exit_reason == " EXIT_REASON_WBINVD);
 	must_put(TRACING "events/kvm/kvm_exit/enable", "1");
+	must_put(TRACING "events/kvm/kvm_entry/enable", "1");
 	must_put(TRACING "events/lab/wbinvd/enable", "1");
 	must_put(TRACING "tracing_on", "1");
 	trace_marker = must(open(TRACING "trace_marker", O_WRONLY | O_CLOEXEC));
@@ -892,6 +900,19 @@ static void start_change(int attr)
 	change.started = true;
 }
 
+static bool kernel_has(const char *function)
+{
+	FILE *symbols = fopen("/proc/kallsyms", "re");
+	char line[200], name[100];
+	bool found = false;
+
+	while (symbols && !found && fgets(line, sizeof(line), symbols))
+		found = sscanf(line, "%*s %*s %99s", name) == 1 && !strcmp(name, function);
+	if (symbols)
+		fclose(symbols);
+	return found;
+}
+
 static bool somebody_is_held(void)
 {
 	return get_number(HOLD "held") == 1;
@@ -900,15 +921,6 @@ static bool somebody_is_held(void)
 static bool change_has_ended(void)
 {
 	return READ(change.done);
-}
-
-static bool change_ended_or_waits(void)
-{
-	char where[60];
-
-	return READ(change.done) ||
-	       (!get_wchan(READ(change.tid), where, sizeof(where)) &&
-		strstr(where, "synchronize_srcu"));
 }
 
 static bool held_or_change_ended(void)
@@ -949,6 +961,20 @@ static void tear_down_hold(void)
 	change.started = false;
 }
 
+static int uffd = -1;
+/* A second VM, without vCPUs */
+static struct {
+	int fd, device;
+} other = { -1, -1 };
+
+/* A vCPU by its descriptor, before its creation has returned that */
+static struct {
+	int fd;
+	bool made, done;
+	pid_t tid;
+	const char *trouble;
+} guessed;
+
 static void forget_vm(void)
 {
 	memset(group, -1, sizeof(group));
@@ -973,12 +999,18 @@ static void tear_down(void)
 	int id;
 
 	tear_down_hold();
-	if (vm.spinning) {
+	if (vm.spinning)
 		WRITE(vm.shared->stop, 1);
+	close_fd(&uffd);		/* lets go whoever waits for it */
+	if (vm.spinning)
 		pthread_join(vm.thread, NULL);
-	}
 	syscall(SYS_delete_module, "hold", O_NONBLOCK);
 	run_on(-1);
+	if (guessed.made)
+		close(guessed.fd);
+	memset(&guessed, 0, sizeof(guessed));
+	close_fd(&other.device);
+	close_fd(&other.fd);
 	close_fd(&vm.device);
 	if (vm.run)
 		munmap(vm.run, vm.run_size);
@@ -1334,26 +1366,44 @@ static void expect_removed(const struct page *page, bool noncoherent, int begin,
 	}
 }
 
+/* Whether the vCPU is in the guest when event END happens. */
+static bool in_guest_at(int end)
+{
+	while (end--) {
+		if (events[end].kind == ENTRY)
+			return true;
+		if (events[end].kind == EXIT || events[end].kind == WBINVD_EXIT)
+			return false;
+	}
+	return false;
+}
+
 /*
  * CPUs write their caches back when nobody can dirty them through an old entry
- * any more: after the last such entry is gone. And not on the way back.
+ * any more. And not on the way back.
  */
 static void expect_flushes_last(int old, int new, bool noncoherent, int begin, int end)
 {
-	bool flushed = false;
+	/* In the guest, and so with an old root: that has to end first. */
+	bool old_root = !legacy && in_guest_at(begin), flushed = false;
 	int i;
 
 	for (i = begin; i < end; i++) {
 		const struct event *event = &events[i];
-		bool removes = event->kind == CHANGED && is_leaf(event->old, event->level) &&
+		bool removes = legacy && event->kind == CHANGED &&
+			       is_leaf(event->old, event->level) &&
 			       !is_leaf(event->new, event->level) &&
 			       type_of(event->old) == old;
 		bool installs = event->kind == SET && old != new &&
 				type_of(event->new) == old;
 
+		old_root &= event->kind != EXIT && event->kind != WBINVD_EXIT;
 		flushed |= event->kind == FLUSH;
 		if (flushed && !noncoherent)
 			fail("CPU %d is flushed although the VM becomes coherent", event->cpu);
+		if (flushed && old_root)
+			fail("CPU %d is flushed while the vCPU has not left the old root",
+			     event->cpu);
 		if (flushed && (removes || installs))
 			fail("an old entry of frame %#llx is %s after a flush",
 			     (unsigned long long)event->gfn, removes ? "removed" : "made");
@@ -1476,20 +1526,14 @@ static void test_set_container(void)
 static void test_neighbour_joins(void)
 {
 	coherent_vm();
-	if (containers_are_judged)
-		becomes_noncoherent(join_0);
-	else
-		stays(join_0, WB | IPAT);
+	stays(join_0, WB | IPAT);
 }
 
 static void test_neighbour_leaves(void)
 {
 	coherent_vm();
 	join(NONCOHERENT, 0);
-	if (containers_are_judged)
-		becomes_coherent(leave_noncoherent);
-	else
-		stays(leave_noncoherent, WB | IPAT);
+	stays(leave_noncoherent, WB | IPAT);
 }
 
 static void test_del(void)
@@ -1616,8 +1660,8 @@ static void test_host_mmio_across(void)
 
 /*
  * A page fault that has chosen 2 MiB by what the VM was, and is held before it takes
- * any lock. Who makes the VM non-coherent has to wait for it, or a page of two types
- * stays one entry.
+ * any lock. Who makes the VM non-coherent does not wait for it, and yet no page of
+ * two types may become one entry.
  */
 static void test_fault_before(void)
 {
@@ -1632,7 +1676,7 @@ static void test_fault_before(void)
 	start_reading(HUGE, HUGE);
 	wait_until(somebody_is_held, "the vCPU's page fault is held");
 	start_change(KVM_DEV_VFIO_GROUP_ADD);
-	wait_until(change_ended_or_waits, "ADD returns or waits for page faults");
+	wait_until(change_has_ended, "ADD returns, without waiting for the page fault");
 	end_change();
 	let_it_spin();
 	stop_spinning();
@@ -1641,37 +1685,380 @@ static void test_fault_before(void)
 	expect_level(HUGE, honours_mtrrs ? 1 : 2);
 }
 
-/*
- * A page fault right after the zap: the flag has to be the new one by then. The
- * thread that changes it is held on CPU 0, and the vCPU runs on the other.
- */
-static void faults_behind_zap(int attr, int old, int new)
+/* Hold who puts the old entries out of use; stock has another function for that. */
+static void load_hold_at_zap(bool at_return)
 {
+	const char *function = kernel_has("kvm_mmu_leave_sptes") ? "kvm_mmu_leave_sptes" :
+			       "kvm_zap_gfn_range";
+	char options[80];
+
+	snprintf(options, sizeof(options), "function=kvm:%s at_return=%d", function, at_return);
+	load("hold.ko", options);
+}
+
+/*
+ * A page fault right before or right after the zap: the flag has to be the new one by
+ * then. The thread that changes it is held on CPU 0, and the vCPU runs on the other.
+ */
+static void faults_around_zap(int attr, int old, int new, bool behind)
+{
+	int begin;
+
 	run_on(1);
 	guest_touches(SMALL);
 	expect(SMALL, old);
-	load("hold.ko", "function=kvm:kvm_zap_gfn_range at_return=1");
+	load_hold_at_zap(behind);
 	start_change(attr);
-	wait_until(held_or_change_ended, "the call comes back from the zap");
+	wait_until(held_or_change_ended, "the call comes to the zap");
 	if (change_has_ended())
 		fail("the call returns without zapping");
+	begin = mark();
 	guest_touches(SMALL);
+	guest_touches(SMALL + 4096);
+	if (faulted_between(SMALL + 4096, begin, mark(), old))
+		fail("a fault that comes after the flag goes by the old one");
 	end_change();
-	expect(SMALL, new);
 	guest_touches(SMALL);
 	expect(SMALL, new);
+	guest_touches(SMALL + 4096);
+	expect(SMALL + 4096, new);
 }
 
 static void test_fault_behind_add(void)
 {
 	attach(NONCOHERENT, 0);
-	faults_behind_zap(KVM_DEV_VFIO_GROUP_ADD, WB | IPAT, WB);
+	faults_around_zap(KVM_DEV_VFIO_GROUP_ADD, WB | IPAT, WB, true);
+}
+
+static void test_fault_ahead_of_add(void)
+{
+	attach(NONCOHERENT, 0);
+	faults_around_zap(KVM_DEV_VFIO_GROUP_ADD, WB | IPAT, WB, false);
 }
 
 static void test_fault_behind_del(void)
 {
 	noncoherent_vm();
-	faults_behind_zap(KVM_DEV_VFIO_GROUP_DEL, WB, WB | IPAT);
+	faults_around_zap(KVM_DEV_VFIO_GROUP_DEL, WB, WB | IPAT, true);
+}
+
+static void test_fault_ahead_of_del(void)
+{
+	noncoherent_vm();
+	faults_around_zap(KVM_DEV_VFIO_GROUP_DEL, WB, WB | IPAT, false);
+}
+
+/* ---- nothing waits for user space ---------------------------------------- */
+
+static pid_t blocked_tid;
+
+static void *read_blocked(void *unused)
+{
+	WRITE(blocked_tid, syscall(SYS_gettid));
+	return spin(unused);
+}
+
+static bool sleeps_in(pid_t tid, const char *function)
+{
+	char where[60];
+
+	return tid && !get_wchan(tid, where, sizeof(where)) && strstr(where, function);
+}
+
+static bool vcpu_is_blocked(void)
+{
+	return sleeps_in(READ(blocked_tid), "handle_userfault");
+}
+
+/* The vCPU on CPU 1 waits for a page that only this test can bring. */
+static void block_vcpu(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register range = {
+		.range = { (uintptr_t)vm.small, 4096 }, .mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+
+	uffd = must(syscall(SYS_userfaultfd, O_CLOEXEC));
+	must(ioctl(uffd, UFFDIO_API, &api));
+	must(madvise(vm.small, 4096, MADV_DONTNEED));
+	must(ioctl(uffd, UFFDIO_REGISTER, &range));
+	WRITE(blocked_tid, 0);
+	WRITE(vm.shared->loops, 0);
+	WRITE(vm.shared->stop, 0);
+	load_guest(guest_spin, (struct kvm_regs){ .rbx = SMALL, .rcx = SMALL, .rdi = DATA });
+	vm.thread = thread_on(1, read_blocked);
+	vm.spinning = true;
+	wait_until(vcpu_is_blocked, "the vCPU waits for its page");
+}
+
+static void unblock_vcpu(void)
+{
+	struct uffdio_zeropage page = { .range = { (uintptr_t)vm.small, 4096 } };
+
+	if (!vcpu_is_blocked())
+		fail("the vCPU's page fault has ended too early");
+	must(ioctl(uffd, UFFDIO_ZEROPAGE, &page));
+	let_it_spin();
+	stop_spinning();
+}
+
+/* A call by a thread of its own, on CPU 0 */
+static struct {
+	bool done;
+	void (*run)(void);
+	pthread_t thread;
+	pid_t tid;
+	int error;
+} call;
+
+static void *make_call(void *unused __attribute__((unused)))
+{
+	WRITE(call.tid, syscall(SYS_gettid));
+	call.run();
+	WRITE(call.done, true);
+	return NULL;
+}
+
+static void start_call(void (*run)(void))
+{
+	call.run = run;
+	call.done = false;
+	call.error = 0;
+	call.tid = 0;
+	call.thread = thread_on(0, make_call);
+}
+
+static bool call_has_ended(void)
+{
+	return READ(call.done);
+}
+
+static void end_call(const char *what)
+{
+	wait_until(call_has_ended, what);
+	pthread_join(call.thread, NULL);
+	if (call.error)
+		fail("%s: %s", what, strerror(call.error));
+}
+
+#define returns(run)							\
+do {									\
+	start_call(run);						\
+	end_call(#run " returns");					\
+} while (0)
+
+/* Not by must(), which is for the main thread. */
+static void called(int ret)
+{
+	if (ret)
+		call.error = errno;
+}
+
+static void call_add(void)	{ called(device_attr(KVM_DEV_VFIO_GROUP_ADD, NONCOHERENT)); }
+static void call_del(void)	{ called(device_attr(KVM_DEV_VFIO_GROUP_DEL, NONCOHERENT)); }
+
+static void call_set_iommu(void)
+{
+	called(ioctl(container[0], VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
+}
+
+static void call_unset(void)
+{
+	called(ioctl(group[NONCOHERENT], VFIO_GROUP_UNSET_CONTAINER));
+}
+
+static void call_unbind(void)
+{
+	int ret = put(DRIVER "unbind", "vfio_testdev.%d", NONCOHERENT2);
+
+	call.error = -ret;
+}
+
+static int other_attr(int attr, int id)
+{
+	struct kvm_device_attr request = {
+		.group = KVM_DEV_VFIO_GROUP, .attr = attr, .addr = (uintptr_t)&group[id],
+	};
+
+	return ioctl(other.device, KVM_SET_DEVICE_ATTR, &request);
+}
+
+static void call_others(void)
+{
+	called(other_attr(KVM_DEV_VFIO_GROUP_ADD, COHERENT + 1));
+	called(other_attr(KVM_DEV_VFIO_GROUP_DEL, COHERENT + 1));
+}
+
+/* What a reader sees; stock has neither, and returns at once, too. */
+static void call_reads(void)
+{
+	uint32_t state[4];		/* struct kvm_vfio_vm_state */
+	struct kvm_device_attr request = {
+		.group = KVM_DEV_VFIO_STATE, .attr = KVM_DEV_VFIO_STATE_VM,
+		.addr = (uintptr_t)state,
+	};
+	char path[40], text[400];
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", vm.device);
+	call.error = -get_text(path, text, sizeof(text));
+	ioctl(vm.device, KVM_GET_DEVICE_ATTR, &request);
+}
+
+static void make_other(void)
+{
+	struct kvm_create_device request = { .type = KVM_DEV_TYPE_VFIO };
+
+	other.fd = must(ioctl(kvm, KVM_CREATE_VM, 0));
+	must(ioctl(other.fd, KVM_CREATE_DEVICE, &request));
+	other.device = request.fd;
+}
+
+static void test_nothing_waits(void)
+{
+	make_other();
+	join(NONCOHERENT, 0);
+	add(COHERENT);
+	attach(NONCOHERENT2, 1);
+	add(NONCOHERENT);
+	block_vcpu();
+	returns(call_set_iommu);
+	returns(call_reads);
+	returns(call_del);
+	returns(call_add);
+	returns(call_unset);
+	add(NONCOHERENT2);
+	returns(call_unbind);
+	returns(call_others);
+	returns(call_reads);
+	unblock_vcpu();
+	guest_touches(SMALL);
+	expect(SMALL, WB | IPAT);
+}
+
+/* Somebody takes the memory away that HUGE is, with the vCPU in its page fault. */
+static struct {
+	pthread_t thread;
+	pid_t tid;
+	bool done;
+} deletion;
+
+static void *delete_slot(void *unused __attribute__((unused)))
+{
+	struct kvm_userspace_memory_region region = { .slot = 1, .guest_phys_addr = HUGE };
+
+	WRITE(deletion.tid, syscall(SYS_gettid));
+	ioctl(vm.fd, KVM_SET_USER_MEMORY_REGION, &region);
+	WRITE(deletion.done, true);
+	return NULL;
+}
+
+static bool deletion_waits(void)
+{
+	return sleeps_in(READ(deletion.tid), "synchronize_srcu");
+}
+
+static bool deletion_has_ended(void)
+{
+	return READ(deletion.done);
+}
+
+/* It holds slots_lock meanwhile, which is needed to give the old roots' pages back. */
+static void test_nothing_waits_for_slots(void)
+{
+	attach(NONCOHERENT, 0);
+	guest_touches(HUGE);
+	block_vcpu();
+	memset(&deletion, 0, sizeof(deletion));
+	deletion.thread = thread_on(0, delete_slot);
+	wait_until(deletion_waits, "the deletion waits for the vCPU");
+	returns(call_add);
+	returns(call_reads);
+	returns(call_del);
+	returns(call_add);
+	if (deletion_has_ended())
+		fail("the deletion has not waited");
+	unblock_vcpu();
+	wait_until(deletion_has_ended, "the deletion ends");
+	pthread_join(deletion.thread, NULL);
+	guest_touches(SMALL);
+	expect(SMALL, WB);
+}
+
+/* ---- a vCPU that is run before its creation has returned ------------------ */
+
+static void *create_vcpu(void *unused __attribute__((unused)))
+{
+	guessed.made = ioctl(vm.fd, KVM_CREATE_VCPU, 1) == guessed.fd;
+	return NULL;
+}
+
+/* The guest's code at CODE in real mode would need a segment: WBINVD; OUT; at 0. */
+static void *run_guessed(void *unused __attribute__((unused)))
+{
+	struct kvm_sregs sregs;
+	struct kvm_regs regs = { .rflags = 0x202 };
+
+	WRITE(guessed.tid, syscall(SYS_gettid));
+	if (ioctl(guessed.fd, KVM_GET_SREGS, &sregs))
+		guessed.trouble = "KVM_GET_SREGS";
+	sregs.cs.base = sregs.cs.selector = 0;
+	if (ioctl(guessed.fd, KVM_SET_SREGS, &sregs) ||
+	    ioctl(guessed.fd, KVM_SET_REGS, &regs))
+		guessed.trouble = "setting its registers";
+	/* Not mapped, so what the exit is remains unknown: it is the OUT. */
+	while (!guessed.trouble && ioctl(guessed.fd, KVM_RUN, 0))
+		if (errno != EINTR && errno != EAGAIN)
+			guessed.trouble = "KVM_RUN";
+	WRITE(guessed.done, true);
+	return NULL;
+}
+
+static bool guessed_ran_or_waits(void)
+{
+	return READ(guessed.done) || sleeps_in(READ(guessed.tid), "kvm_vcpu_ioctl");
+}
+
+static bool guessed_has_ended(void)
+{
+	return READ(guessed.done);
+}
+
+static void test_vcpu_being_created(void)
+{
+	static const uint8_t code[] = { 0x0f, 0x09, 0xe6, 0x80 };	/* WBINVD; OUT */
+	pthread_t creator, runner;
+	int begin, end, exits;
+
+	memcpy(vm.low, code, sizeof(code));
+	memset(&guessed, 0, sizeof(guessed));
+	attach(NONCOHERENT, 0);
+	run_on(1);
+	/* The descriptor that is going to be the next one */
+	guessed.fd = must(fcntl(vm.fd, F_DUPFD_CLOEXEC, 0));
+	close(guessed.fd);
+	begin = mark();
+	load("hold.ko", "function=anon_inode_getfd at_return=1");
+	creator = thread_on(0, create_vcpu);
+	wait_until(somebody_is_held, "the creation of a vCPU is held");
+	runner = thread_on(1, run_guessed);
+	wait_until(guessed_ran_or_waits, "the vCPU runs, or waits until it may");
+	if (guessed.trouble)
+		fail("the vCPU by its guessed descriptor: %s", guessed.trouble);
+	end = mark();
+	exits = count_between(WBINVD_EXIT, 0, begin, end);
+	add(NONCOHERENT);
+	/* Its WBINVD was skipped, if there was one: that is owed now. */
+	expect_flushes(begin, exits, exits, "when the VM becomes non-coherent");
+	if (!somebody_is_held())
+		fail("nobody is held until the test has done its part");
+	must_put(HOLD "go", "1");
+	pthread_join(creator, NULL);
+	wait_until(guessed_has_ended, "the vCPU runs");
+	pthread_join(runner, NULL);
+	if (guessed.trouble)
+		fail("the vCPU by its guessed descriptor: %s", guessed.trouble);
+	/* It was loaded on CPU 0 when it was created. */
+	expect_flushes(begin, 1, 1, "after the one WBINVD of the guest");
 }
 
 /* A guest whose PAT counts always: there is nothing to change, but the flush. */
@@ -2156,8 +2543,13 @@ static const struct {
 	{ "CR0.CD without the quirk, across changes", test_cache_disable_across },
 	{ "host MMIO, across changes", test_host_mmio_across },
 	{ "a page fault that has chosen a level when ADD comes", test_fault_before },
+	{ "a page fault right before ADD zaps", test_fault_ahead_of_add },
+	{ "a page fault right before DEL zaps", test_fault_ahead_of_del },
 	{ "a page fault right after ADD has zapped", test_fault_behind_add },
 	{ "a page fault right after DEL has zapped", test_fault_behind_del },
+	{ "nothing waits for a page fault that user space resolves", test_nothing_waits },
+	{ "nothing waits for a memslot's deletion that does", test_nothing_waits_for_slots },
+	{ "a vCPU run before its creation has returned", test_vcpu_being_created },
 	{ "the guest's PAT is never ignored: changes zap nothing", test_guest_pat },
 	{ "groups of both kinds leave by DEL", test_mixed_del },
 	{ "groups of both kinds leave by UNSET_CONTAINER", test_mixed_leave },
@@ -2203,7 +2595,6 @@ static void prepare(void)
 		exit(1);
 	}
 	honours_mtrrs = kernel_before(6, 10);
-	containers_are_judged = kernel_before(6, 2);
 	if (legacy)
 		load_kvm_without_tdp_mmu();
 	kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC));

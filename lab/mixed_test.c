@@ -11,17 +11,18 @@
  *    KVM counts,
  *  - what can be read back from each VM's device, of the VM and of every file, and
  *    from debugfs,
- *  - each container's VFIO_DMA_CC_IOMMU, which is how the kernel judges it.
+ *  - each container's VFIO_DMA_CC_IOMMU: all its domains enforce coherency,
+ *  - which VM the driver of a device is told of when it is opened.
  *
- * The model knows nothing but the devices, and the rule of each base:
+ * The model knows nothing but the devices, and these rules:
  *
  *  - A file is attached while its group is in a container that has its IOMMU, and
  *    the file of a device while it is open. No other file is non-coherent.
- *  - Linux 6.1 judges a container: it enforces coherency if each of its groups had
- *    only coherent devices when it was attached, bound to VFIO or not. What joins
- *    a group later must fit into its domain and changes nothing.
- *  - Linux 6.12 judges a group: by the devices that are bound to VFIO right now, or
- *    were and are still open. What is bound or unbound counts at once.
+ *  - A group's domain enforces coherency if the group had only coherent devices when
+ *    it was attached, bound to VFIO or not. What joins a group later must fit into
+ *    its domain and changes nothing, and nor does what leaves it.
+ *  - A file may be tracked for any number of VMs, once for each. A driver is told of
+ *    the one whose ADD of the group's file was the last, of those that still track it.
  *
  * A device's coherency is changed at any time on 6.1, where it counts from the next
  * attachment on. On 6.12 VFIO relies on it not to change while it matters, so that
@@ -76,8 +77,8 @@ struct kvm_vfio_file_state {
 #define KVM_VFIO_FILE_NOT_ENFORCED	2
 #endif
 
-/* Up to Linux 6.1 VFIO judges a container as a whole, later each group by its devices. */
-static bool containers_are_judged;
+/* Linux 6.1: a device's file is no VFIO file, and a device that leaves is none of its group. */
+static bool old_vfio;
 /* Stock modules have nothing to read back: they are judged by WBINVD alone. */
 static bool readable;
 
@@ -143,6 +144,7 @@ static void expect_result(int result, int expected)
 /* They live as long as the program, their devices from case to case. */
 static struct vm {
 	int fd, vcpu, device;
+	pid_t creator;		/* what the kernel calls the VM by */
 	struct kvm_run *run;
 	char *mem;
 } vms[VMS];
@@ -152,6 +154,18 @@ static int probe;	/* counts wbinvd_ipi() on the CPU that we run on */
 /* wbinvd; hlt; jmp to the start */
 static const uint8_t guest_code[] = { 0x0f, 0x09, 0xf4, 0xeb, 0xfb };
 
+/* In a thread, so that each VM has a creator of its own. */
+static void *create_vm(void *arg)
+{
+	struct vm *vm = arg;
+	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+
+	vm->creator = gettid();
+	vm->fd = call(ioctl(kvm, KVM_CREATE_VM, 0));
+	close(kvm);
+	return NULL;
+}
+
 static void make_vm(struct vm *vm)
 {
 	struct kvm_userspace_memory_region slot = {
@@ -160,9 +174,12 @@ static void make_vm(struct vm *vm)
 	struct kvm_regs regs = { .rip = GUEST_ENTRY, .rflags = 2 };
 	int kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC));
 	struct kvm_sregs sregs;
+	pthread_t thread;
 	size_t run_size;
 
-	vm->fd = must(ioctl(kvm, KVM_CREATE_VM, 0));
+	if (pthread_create(&thread, NULL, create_vm, vm) || pthread_join(thread, NULL))
+		fail("no thread");
+	expect_result(vm->fd, 0);
 	vm->device = -1;
 	vm->mem = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (vm->mem == MAP_FAILED)
@@ -254,8 +271,8 @@ static long debugfs_flag(const struct vm *vm)
 {
 	char path[100];
 
-	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%d-%d/noncoherent_dma", getpid(),
-		 vm->fd);
+	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%d-%d/noncoherent_dma",
+		 vm->creator, vm->fd);
 	return get_number(path);
 }
 
@@ -305,7 +322,7 @@ static struct container {
 static struct file {
 	bool used;
 	int fd;			/* NONE: closed */
-	int owner;		/* the VM that tracks it, or NONE */
+	unsigned int owners;	/* the VMs that track it, a bit each */
 	int group;
 	int device;		/* whose file it is; NONE: a group's */
 	int parent;		/* of a device's file: the group's file it came from */
@@ -314,6 +331,11 @@ static struct file {
 	int container;		/* or NONE */
 	bool enforced;		/* by its domain, if the container has its IOMMU */
 } files[FILES];
+
+static bool tracks(int v, const struct file *file)
+{
+	return file->owners & (1u << v);
+}
 
 static bool is_group(const struct file *file)
 {
@@ -366,13 +388,13 @@ static bool has_children(int parent)
 }
 
 /* All of a group's devices are coherent, or all that are bound. */
-static bool all_coherent(int group, bool bound_only)
+static bool all_coherent(int group)
 {
 	int id;
 
 	for (id = 0; id < next_id; id++)
 		if (devices[id].exists && devices[id].group == group &&
-		    (devices[id].bound || !bound_only) && !devices[id].coherent)
+		    !devices[id].coherent)
 			return false;
 	return true;
 }
@@ -390,22 +412,14 @@ static bool container_enforces(int container)
 
 static int coherency_of(const struct file *file)
 {
-	bool enforced;
-
-	if (file->device != NONE)
-		enforced = devices[file->device].coherent;
-	else if (!is_attached(file))
+	if (file->device == NONE && !is_attached(file))
 		return KVM_VFIO_FILE_NOT_ATTACHED;
-	else if (containers_are_judged)
-		enforced = container_enforces(file->container);
-	else
-		enforced = all_coherent(file->group, true);
-	return enforced ? KVM_VFIO_FILE_ENFORCED : KVM_VFIO_FILE_NOT_ENFORCED;
+	return file->enforced ? KVM_VFIO_FILE_ENFORCED : KVM_VFIO_FILE_NOT_ENFORCED;
 }
 
 static void model_attach(struct file *file)
 {
-	file->enforced = all_coherent(file->group, false);
+	file->enforced = all_coherent(file->group);
 }
 
 static void model_set_iommu(int container)
@@ -446,7 +460,7 @@ static void model_close_unused(void)
 		for (i = 0; i < FILES; i++) {
 			struct file *file = &files[i];
 
-			if (!file->used || file->fd != NONE || file->owner != NONE ||
+			if (!file->used || file->fd != NONE || file->owners ||
 			    has_children(i))
 				continue;
 			model_detach(file);
@@ -474,7 +488,7 @@ static int new_file(int fd)
 		if (files[i].used)
 			continue;
 		files[i] = (struct file){
-			.used = true, .fd = fd, .owner = NONE, .device = NONE, .parent = NONE,
+			.used = true, .fd = fd, .device = NONE, .parent = NONE,
 			.container = NONE,
 		};
 		return i;
@@ -490,7 +504,7 @@ static void check_files(int v)
 
 	for (i = 0; i < FILES; i++) {
 		struct kvm_vfio_file_state state = { .fd = files[i].fd, .coherency = ~0u };
-		int expected = files[i].owner == v ? 0 : -ENOENT;
+		int expected = tracks(v, &files[i]) ? 0 : -ENOENT;
 
 		if (!files[i].used || files[i].fd == NONE)
 			continue;
@@ -513,7 +527,7 @@ static void check_vm(int v)
 	int i, ret;
 
 	for (i = 0; i < FILES; i++) {
-		if (!files[i].used || files[i].owner != v)
+		if (!files[i].used || !tracks(v, &files[i]))
 			continue;
 		tracked++;
 		noncoherent += coherency_of(&files[i]) == KVM_VFIO_FILE_NOT_ENFORCED;
@@ -559,12 +573,6 @@ static void expect_noncoherent(int v, bool expected)
 	check();
 	if (is_noncoherent(&vms[v]) != expected)
 		fail("VM %d should be %scoherent here", v, expected ? "non-" : "");
-}
-
-/* What a case expects depends on who is judged. */
-static bool by_base(bool container_judged, bool group_judged)
-{
-	return containers_are_judged ? container_judged : group_judged;
 }
 
 /* ---- steps: for real and in the model ------------------------------------ */
@@ -724,7 +732,7 @@ static int open_device(int f, int id)
 	begin("GET_DEVICE_FD of device %d from file %d", id, f);
 	if (group->dead || !devices[id].bound || devices[id].group != group->group)
 		expected = -ENODEV;
-	else if (is_leaving(id) && !containers_are_judged)
+	else if (is_leaving(id) && !old_vfio)
 		expected = -ENODEV;	/* 6.1 still lists it */
 	else if (!is_attached(group))
 		expected = -EINVAL;
@@ -737,6 +745,8 @@ static int open_device(int f, int id)
 	files[file].group = group->group;
 	files[file].device = id;
 	files[file].parent = f;
+	/* The domain stays for as long as the device is open. */
+	files[file].enforced = group->enforced;
 	return file;
 }
 
@@ -747,14 +757,14 @@ static void add(int v, int f)
 
 	begin("ADD of file %d to VM %d", f, v);
 	/* Before Linux 6.6 a device's file is no VFIO file. */
-	if (containers_are_judged && file->device != NONE)
+	if (old_vfio && file->device != NONE)
 		expected = -EINVAL;
-	else if (file->owner != NONE)
-		expected = file->owner == v ? -EEXIST : -EBUSY;
+	else if (tracks(v, file))
+		expected = -EEXIST;
 	ret = add_fd(vms[v].device, file->fd);
 	expect_result(ret, expected);
 	if (!ret)
-		file->owner = v;
+		file->owners |= 1u << v;
 }
 
 static void del(int v, int f)
@@ -764,9 +774,9 @@ static void del(int v, int f)
 
 	begin("DEL of file %d from VM %d", f, v);
 	ret = del_fd(vms[v].device, file->fd);
-	expect_result(ret, file->owner == v ? 0 : -ENOENT);
+	expect_result(ret, tracks(v, file) ? 0 : -ENOENT);
 	if (!ret)
-		file->owner = NONE;
+		file->owners &= ~(1u << v);
 }
 
 static void model_device_closed(int v)
@@ -774,8 +784,7 @@ static void model_device_closed(int v)
 	int i;
 
 	for (i = 0; i < FILES; i++)
-		if (files[i].used && files[i].owner == v)
-			files[i].owner = NONE;
+		files[i].owners &= ~(1u << v);
 	model_close_unused();
 }
 
@@ -894,13 +903,13 @@ static void test_bind_into_coherent(void)
 
 	unbind_device(b);
 	track(devices[a].group, 0);
-	expect_noncoherent(0, by_base(true, false));
+	expect_noncoherent(0, true);
 	bind_device(b);
 	expect_noncoherent(0, true);
 	unbind_device(b);
-	expect_noncoherent(0, by_base(true, false));
+	expect_noncoherent(0, true);
 	unplug(b);
-	expect_noncoherent(0, by_base(true, false));
+	expect_noncoherent(0, true);
 }
 
 /* When the domain was chosen, all devices of the group were coherent. */
@@ -914,14 +923,14 @@ static void test_changed_then_bound(void)
 	set_coherent(b, false);
 	expect_noncoherent(0, false);
 	bind_device(b);
-	expect_noncoherent(0, by_base(false, true));
+	expect_noncoherent(0, false);
 	leave(file);
 	expect_noncoherent(0, false);
 	join(file, 0);
 	set_iommu(0);
 	expect_noncoherent(0, true);
 	unbind_device(b);
-	expect_noncoherent(0, by_base(true, false));
+	expect_noncoherent(0, true);
 }
 
 static void test_plug(void)
@@ -948,7 +957,7 @@ static void test_plug(void)
 	unplug(next_id - 1);
 	expect_noncoherent(0, true);
 	unplug(c);
-	expect_noncoherent(0, by_base(true, false));
+	expect_noncoherent(0, true);
 	unplug(b);
 	unplug(a);
 	expect_noncoherent(0, false);
@@ -1007,9 +1016,8 @@ static void test_dead_and_new(void)
 	del(0, old);
 	expect_noncoherent(0, true);
 	add(1, old);
-	expect_noncoherent(1, false);
+	expect_noncoherent(1, true);
 	del(0, new);
-	add(1, new);
 	expect_noncoherent(0, false);
 	expect_noncoherent(1, true);
 	close_file(old);
@@ -1039,7 +1047,7 @@ static void test_joins_while_one_leaves(void)
 	expect_noncoherent(0, true);
 	close_file(second);
 	end_to_unbind();
-	expect_noncoherent(0, by_base(true, false));
+	expect_noncoherent(0, true);
 }
 
 /* The group's only device has left its list, and is still open, when another one comes. */
@@ -1055,15 +1063,15 @@ static void test_joins_emptied_group(void)
 	begin_to_unbind(a);
 	expect_noncoherent(0, false);
 	bind_device(b);
-	expect_noncoherent(0, by_base(false, true));
+	expect_noncoherent(0, false);
 	close_file(device);
 	end_to_unbind();
-	expect_noncoherent(0, by_base(false, true));
+	expect_noncoherent(0, false);
 	unbind_device(b);
 	expect_noncoherent(0, false);
 }
 
-/* Device files of one group: each is judged by its own device. */
+/* Device files of one group: all pass the group's domain, whose verdict counts. */
 static void test_device_files(void)
 {
 	int a = plug(true, NONE), b = plug(false, devices[a].group);
@@ -1074,22 +1082,23 @@ static void test_device_files(void)
 	expect_noncoherent(0, true);
 	del(0, file);
 	add(0, coherent);
-	expect_noncoherent(0, false);
+	expect_noncoherent(0, !old_vfio);
 	add(1, noncoherent);
-	expect_noncoherent(1, by_base(false, true));
+	expect_noncoherent(1, !old_vfio);
 	close_file(noncoherent);
-	expect_noncoherent(1, by_base(false, true));
+	expect_noncoherent(1, !old_vfio);
 	leave(file);
 	reset(1);
 	expect_noncoherent(1, false);
 	leave(file);
 	close_file(coherent);
+	expect_noncoherent(0, !old_vfio);
 	reset(0);
 	leave(file);
 	expect_noncoherent(0, false);
 }
 
-/* On 6.1 a coherent group is what its container is, on 6.12 what its devices are. */
+/* Each group is what its own domain is, whatever else is in the container. */
 static void test_container_mixed(void)
 {
 	int a = plug(true, NONE), b = plug(false, NONE), file;
@@ -1098,12 +1107,84 @@ static void test_container_mixed(void)
 	file = open_group(devices[b].group);
 	expect_noncoherent(0, false);
 	join(file, 0);
-	expect_noncoherent(0, by_base(true, false));
+	expect_noncoherent(0, false);
 	add(1, file);
 	expect_noncoherent(1, true);
 	unbind_device(b);
 	expect_noncoherent(0, false);
 	expect_noncoherent(1, false);
+}
+
+/* The driver of device ID, opened from file F, is told of VM V or, for NONE, of none. */
+static void expect_told(int f, int id, int v)
+{
+	int file = open_device(f, id), i;
+	char path[100];
+	long creator;
+
+	snprintf(path, sizeof(path), TESTDEV "vfio_testdev.%d/kvm", id);
+	creator = get_number(path);
+	close_file(file);
+	for (i = 0; i < VMS && vms[i].creator != creator; i++)
+		;
+	if (i < VMS ? i != v : v != NONE || creator)
+		fail("the driver is told of VM %d (%ld) instead of %d", i < VMS ? i : NONE,
+		     creator, v);
+}
+
+/* Both orders of ADD, of letting go, and both ways to do that. */
+static void test_told(void)
+{
+	int id = plug(true, NONE), file = open_group(devices[id].group), way;
+
+	join(file, 0);
+	set_iommu(0);
+	expect_told(file, id, NONE);
+	for (way = 0; way < 16; way++) {
+		int one = way & 1, other = !one, first = way >> 1 & 1;
+
+		add(one, file);
+		expect_told(file, id, one);
+		add(other, file);
+		expect_told(file, id, other);
+		/* One that fails does not make it the last. */
+		add(one, file);
+		expect_told(file, id, other);
+		if (way & 4)
+			del(first, file);
+		else
+			reset(first);
+		expect_told(file, id, !first);
+		if (way & 8)
+			del(!first, file);
+		else
+			reset(!first);
+		expect_told(file, id, NONE);
+	}
+	check();
+}
+
+/* A VM that tracks the file alone, and lets it go while the device is open. */
+static void test_told_when_opened(void)
+{
+	int id = plug(false, NONE), file = open_group(devices[id].group), device;
+
+	join(file, 0);
+	set_iommu(0);
+	device = open_device(file, id);
+	add(0, file);
+	close_file(device);
+	expect_told(file, id, 0);
+	device = open_device(file, id);
+	add(1, file);
+	del(0, file);
+	close_file(device);
+	expect_told(file, id, 1);
+	device = open_device(file, id);
+	del(1, file);
+	close_file(device);
+	expect_told(file, id, NONE);
+	check();
 }
 
 /* ---- the last non-coherent one leaves ------------------------------------ */
@@ -1429,7 +1510,7 @@ static void walk_change(void)
 {
 	int id = some_device(), file = live_file(devices[id].group);
 
-	if (containers_are_judged || !devices[id].bound || file == NONE ||
+	if (old_vfio || !devices[id].bound || file == NONE ||
 	    !is_attached(&files[file]))
 		set_coherent(id, !devices[id].coherent);
 }
@@ -1495,7 +1576,7 @@ static void count_seen(void)
 		bool noncoherent = false;
 
 		for (i = 0; i < FILES; i++)
-			noncoherent |= files[i].used && files[i].owner == v &&
+			noncoherent |= files[i].used && tracks(v, &files[i]) &&
 				       coherency_of(&files[i]) == KVM_VFIO_FILE_NOT_ENFORCED;
 		seen[noncoherent]++;
 	}
@@ -1545,6 +1626,8 @@ static const struct {
 	{ "a non-coherent device joins a group whose last one leaves", test_joins_emptied_group },
 	{ "files of devices of one group", test_device_files },
 	{ "a coherent and a non-coherent group in one container", test_container_mixed },
+	{ "a driver is told of the VM that tracked the group last", test_told },
+	{ "a driver is told when its device is opened", test_told_when_opened },
 	{ "the last non-coherent of many leaves by DEL", test_last_by_del },
 	{ "the last non-coherent of many leaves by UNSET_CONTAINER", test_last_by_unset },
 	{ "the last non-coherent of many leaves by being unbound", test_last_by_unbind },
@@ -1564,7 +1647,7 @@ static void prepare(void)
 		printf("Bail out! %s\n", reason);
 		exit(1);
 	}
-	containers_are_judged = kernel_before(6, 2);
+	old_vfio = kernel_before(6, 2);
 	if (access(TESTDEV, F_OK))
 		load_testdev("");
 	else

@@ -17,6 +17,9 @@
  *     create    write "COUNT", "COUNT noncoherent" or, for devices in the group of
  *               device ID, "COUNT coherent|noncoherent ID"; fails if the domain of
  *               that group enforces coherency and the device is not coherent.
+ *               "COUNT emulated" and "COUNT noiommu" are devices that the IOMMU
+ *               does not know: mediated ones, and those that VFIO gives away
+ *               without an IOMMU (vfio.enable_unsafe_noiommu_mode).
  *               Read: the next device's ID
  *     destroy   write "ID" or "all"; waits for users of the device to close it
  *     vfio_testdev.ID/          the name for VFIO_GROUP_GET_DEVICE_FD, too
@@ -24,20 +27,25 @@
  *                    attachment on (IOMMU_CAP_ENFORCE_CACHE_COHERENCY, where
  *                    the kernel has it, follows at once)
  *       domain       what the device is attached to: identity, blocked, paging
+ *       kvm          the VM that VFIO named to the driver when the device was last
+ *                    opened, by the thread that created it; 0: none
  *       iommu_group  -> the group, whose number is the file's name in /dev/vfio
  *     A device leaves its group's VFIO side and returns by unbind and bind in
  *     /sys/bus/platform/drivers/vfio_testdev/.
  *
  * Linux 6.1 has room for one IOMMU driver, so there the machine must be booted
  * without another one.  Linux 6.12 wants type1's allow_unsafe_interrupts=1,
- * because no interrupt of a platform device is remapped.  The module can be
- * removed once all devices are destroyed.
+ * because no interrupt of a platform device is remapped; iommufd has the same.  With
+ * iommufd, domains can be parents of nested ones (IOMMU_HWPT_ALLOC), whose data is 4
+ * bytes of type TESTDEV_HWPT_DATA that mean nothing.  The module can be removed once
+ * all devices are destroyed.
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/device.h>
 #include <linux/iommu.h>
+#include <linux/kvm_host.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/pci.h>
@@ -47,8 +55,13 @@
 #include <linux/vfio.h>
 #include <linux/xarray.h>
 
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)
+#include <uapi/linux/iommufd.h>
+#endif
+
 #define TESTDEV_NAME	"vfio_testdev"
 #define TESTDEV_MAX	4096
+#define TESTDEV_HWPT_DATA	0x7e57
 
 static unsigned int coherent;
 module_param(coherent, uint, 0444);
@@ -68,12 +81,35 @@ struct testdev_domain {
 	bool enforced;
 };
 
+/* What translates and enforces is the parent. */
+struct testdev_nested {
+	struct iommu_domain domain;
+	struct testdev_domain *parent;
+};
+
+enum testdev_kind {
+	TESTDEV_COHERENT,
+	TESTDEV_NONCOHERENT,
+	TESTDEV_EMULATED,
+	TESTDEV_NOIOMMU,
+};
+
+static const char * const testdev_kinds[] = {
+	[TESTDEV_COHERENT]	= "coherent",
+	[TESTDEV_NONCOHERENT]	= "noncoherent",
+	[TESTDEV_EMULATED]	= "emulated",
+	[TESTDEV_NOIOMMU]	= "noiommu",
+};
+
 /* The platform data of a device, so it lives exactly as long. */
 struct testdev {
+	enum testdev_kind kind;
 	bool coherent;
 	/* To join, rather than one of its own; only while it is created. */
 	struct iommu_group *group;
 	struct testdev_domain *domain;
+	/* Of the VM at the last open */
+	pid_t kvm;
 };
 
 /* Protects both structs above; nests inside the IOMMU core's group mutex. */
@@ -216,6 +252,72 @@ static struct iommu_domain *testdev_domain_alloc(unsigned int type)
 	return &td->domain;
 }
 
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)
+static int testdev_attach_nested(struct iommu_domain *domain, struct device *dev)
+{
+	struct testdev_nested *nested =
+		container_of(domain, struct testdev_nested, domain);
+
+	return testdev_attach_dev(&nested->parent->domain, dev);
+}
+
+/* iommufd insists on having it. */
+static int testdev_invalidate_nested(struct iommu_domain *domain,
+				     struct iommu_user_data_array *array)
+{
+	return 0;
+}
+
+static void testdev_free_nested(struct iommu_domain *domain)
+{
+	kfree(container_of(domain, struct testdev_nested, domain));
+}
+
+static const struct iommu_domain_ops testdev_nested_ops = {
+	.attach_dev		= testdev_attach_nested,
+	.cache_invalidate_user	= testdev_invalidate_nested,
+	.free			= testdev_free_nested,
+};
+
+static struct iommu_domain *
+testdev_alloc_nested(struct iommu_domain *parent, u32 flags,
+		     const struct iommu_user_data *data)
+{
+	struct testdev_nested *nested;
+
+	if (flags || data->type != TESTDEV_HWPT_DATA || data->len != sizeof(u32))
+		return ERR_PTR(-EOPNOTSUPP);
+	nested = kzalloc(sizeof(*nested), GFP_KERNEL);
+	if (!nested)
+		return ERR_PTR(-ENOMEM);
+	nested->domain.type = IOMMU_DOMAIN_NESTED;
+	nested->domain.ops = &testdev_nested_ops;
+	nested->parent = to_testdev_domain(parent);
+	return &nested->domain;
+}
+
+/* For iommufd; VFIO's containers use testdev_domain_alloc(). */
+static struct iommu_domain *
+testdev_domain_alloc_user(struct device *dev, u32 flags,
+			  struct iommu_domain *parent,
+			  const struct iommu_user_data *data)
+{
+	struct iommu_domain *domain;
+
+	if (parent)
+		return testdev_alloc_nested(parent, flags, data);
+	if (data || flags & ~IOMMU_HWPT_ALLOC_NEST_PARENT)
+		return ERR_PTR(-EOPNOTSUPP);
+	domain = testdev_domain_alloc(IOMMU_DOMAIN_UNMANAGED);
+	if (!domain)
+		return ERR_PTR(-ENOMEM);
+	domain->type = IOMMU_DOMAIN_UNMANAGED;
+	domain->ops = &testdev_domain_ops;
+	domain->pgsize_bitmap = PAGE_SIZE;
+	return domain;
+}
+#endif
+
 static bool testdev_capable(struct device *dev, enum iommu_cap cap)
 {
 	switch (cap) {
@@ -237,6 +339,8 @@ static bool testdev_capable(struct device *dev, enum iommu_cap cap)
 static struct iommu_device *testdev_probe_device(struct device *dev)
 {
 	if (dev->parent != root || dev->bus != &platform_bus_type)
+		return ERR_PTR(-ENODEV);
+	if (to_testdev(dev)->kind > TESTDEV_NONCOHERENT)
 		return ERR_PTR(-ENODEV);
 	return &testdev_iommu;
 }
@@ -264,6 +368,9 @@ static int testdev_def_domain_type(struct device *dev)
 static const struct iommu_ops testdev_iommu_ops = {
 	.capable		= testdev_capable,
 	.domain_alloc		= testdev_domain_alloc,
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)
+	.domain_alloc_user	= testdev_domain_alloc_user,
+#endif
 	.probe_device		= testdev_probe_device,
 	.release_device		= testdev_release_device,
 	.device_group		= testdev_device_group,
@@ -305,6 +412,7 @@ static void testdev_iommu_unregister(void)
 
 static int testdev_open_device(struct vfio_device *vdev)
 {
+	WRITE_ONCE(to_testdev(vdev->dev)->kvm, vdev->kvm ? vdev->kvm->userspace_pid : 0);
 	return 0;
 }
 
@@ -333,6 +441,20 @@ static const struct vfio_device_ops testdev_vfio_ops = {
 #endif
 };
 
+static const struct vfio_device_ops testdev_emulated_ops = {
+	.name		= TESTDEV_NAME,
+	.open_device	= testdev_open_device,
+	.close_device	= testdev_close_device,
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 12, 0)
+	.release	= testdev_vfio_release,
+#else
+	.bind_iommufd	= vfio_iommufd_emulated_bind,
+	.unbind_iommufd	= vfio_iommufd_emulated_unbind,
+	.attach_ioas	= vfio_iommufd_emulated_attach_ioas,
+	.detach_ioas	= vfio_iommufd_emulated_detach_ioas,
+#endif
+};
+
 static void testdev_unregister_vfio(void *data)
 {
 	struct vfio_device *vdev = data;
@@ -343,13 +465,16 @@ static void testdev_unregister_vfio(void *data)
 
 static int testdev_probe(struct platform_device *pdev)
 {
+	bool emulated = to_testdev(&pdev->dev)->kind == TESTDEV_EMULATED;
 	struct vfio_device *vdev;
 	int ret;
 
-	vdev = _vfio_alloc_device(sizeof(*vdev), &pdev->dev, &testdev_vfio_ops);
+	vdev = _vfio_alloc_device(sizeof(*vdev), &pdev->dev,
+				  emulated ? &testdev_emulated_ops : &testdev_vfio_ops);
 	if (IS_ERR(vdev))
 		return PTR_ERR(vdev);
-	ret = vfio_register_group_dev(vdev);
+	ret = emulated ? vfio_register_emulated_iommu_dev(vdev) :
+			 vfio_register_group_dev(vdev);
 	if (ret) {
 		vfio_put_device(vdev);
 		return ret;
@@ -420,16 +545,28 @@ static ssize_t domain_show(struct device *dev, struct device_attribute *attr,
 }
 static DEVICE_ATTR_RO(domain);
 
+static ssize_t kvm_show(struct device *dev, struct device_attribute *attr,
+			char *buf)
+{
+	return sysfs_emit(buf, "%d\n", READ_ONCE(to_testdev(dev)->kvm));
+}
+static DEVICE_ATTR_RO(kvm);
+
 static struct attribute *testdev_attrs[] = {
 	&dev_attr_coherent.attr,
 	&dev_attr_domain.attr,
+	&dev_attr_kvm.attr,
 	NULL
 };
 ATTRIBUTE_GROUPS(testdev);
 
-static int testdev_create(bool coherent, struct iommu_group *group)
+static int testdev_create(enum testdev_kind kind, struct iommu_group *group)
 {
-	struct testdev td = { .coherent = coherent, .group = group };
+	struct testdev td = {
+		.kind = kind,
+		.coherent = kind == TESTDEV_COHERENT,
+		.group = group,
+	};
 	struct platform_device *pdev;
 	int ret;
 
@@ -450,7 +587,7 @@ static int testdev_create(bool coherent, struct iommu_group *group)
 		return ret;
 	}
 	to_testdev(&pdev->dev)->group = NULL;
-	/* The driver core puts up with a device that its IOMMU refused. */
+	/* The driver core puts up with a device that its IOMMU or VFIO refused. */
 	if (!device_iommu_mapped(&pdev->dev)) {
 		platform_device_unregister(pdev);
 		return -EINVAL;
@@ -459,14 +596,14 @@ static int testdev_create(bool coherent, struct iommu_group *group)
 	return 0;
 }
 
-static int testdev_create_many(unsigned int count, bool coherent,
+static int testdev_create_many(unsigned int count, enum testdev_kind kind,
 			       struct iommu_group *group)
 {
 	int ret = 0;
 
 	mutex_lock(&create_lock);
 	while (count-- && !ret)
-		ret = testdev_create(coherent, group);
+		ret = testdev_create(kind, group);
 	mutex_unlock(&create_lock);
 	return ret;
 }
@@ -530,21 +667,22 @@ static ssize_t create_store(struct device *dev, struct device_attribute *attr,
 			    const char *buf, size_t len)
 {
 	struct iommu_group *group = NULL;
-	char kind[16] = "coherent";
+	char name[16] = "coherent";
 	unsigned int count, id;
-	int words, ret;
+	int words, kind, ret;
 
-	words = sscanf(buf, "%u %15s %u", &count, kind, &id);
+	words = sscanf(buf, "%u %15s %u", &count, name, &id);
 	if (words < 1 || count > TESTDEV_MAX)
 		return -EINVAL;
-	if (strcmp(kind, "coherent") && strcmp(kind, "noncoherent"))
+	kind = match_string(testdev_kinds, ARRAY_SIZE(testdev_kinds), name);
+	if (kind < 0 || (words == 3 && kind > TESTDEV_NONCOHERENT))
 		return -EINVAL;
 	if (words == 3) {
 		group = testdev_group_of(id);
 		if (!group)
 			return -ENODEV;
 	}
-	ret = testdev_create_many(count, !strcmp(kind, "coherent"), group);
+	ret = testdev_create_many(count, kind, group);
 	iommu_group_put(group);
 	return ret ? ret : len;
 }
@@ -586,9 +724,9 @@ static int __init testdev_init(void)
 	ret = platform_driver_register(&testdev_driver);
 	if (ret)
 		goto err_iommu;
-	ret = testdev_create_many(coherent, true, NULL);
+	ret = testdev_create_many(coherent, TESTDEV_COHERENT, NULL);
 	if (!ret)
-		ret = testdev_create_many(noncoherent, false, NULL);
+		ret = testdev_create_many(noncoherent, TESTDEV_NONCOHERENT, NULL);
 	if (!ret)
 		ret = sysfs_create_groups(&root->kobj, root_groups);
 	if (ret)
