@@ -23,7 +23,8 @@
  *
  * 1 and 4 are therefore different locks.  get(), del() and find() take none of 2,
  * and 3 is held across nothing that user space can hold up, so neither can they
- * be.  drain_open() takes a lock of 2, and is called without 1.
+ * be.  drain_open() takes a lock of 2 and can take long, so it is called without
+ * 1, unless nobody else can want that any more.
  */
 #ifndef _LINUX_VFIO_EXTERNAL_USER_H
 #define _LINUX_VFIO_EXTERNAL_USER_H
