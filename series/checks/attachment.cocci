@@ -119,9 +119,14 @@ identifier f;
 position access.p;
 identifier f;
 @@
+ vfio_df_ioctl_bind_iommufd(...)
+ {
+ <+...
  vfio_df_iommufd_watch(...);
  ...
- f@p(...)
+ f@p(...);
+ ...+>
+ }
 
 @script:python depends on report && !access_ok && !access_of_cdev@
 p << access.p;
