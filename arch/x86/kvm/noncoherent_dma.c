@@ -26,7 +26,7 @@
  *
  *    So neither is waited for page faults (kvm->srcu), which user space may have
  *    to resolve, nor does the change depend on how much is mapped.  The pages of
- *    the old roots are given back later, see kvm_roots_teardown.
+ *    the old roots are given back later, see kvm_tear_down_roots().
  *
  *  - Shadow pages (nested guests, no TDP MMU): the memory type is computed under
  *    mmu_lock, and the change zaps their SPTEs under it.  Where the level depends
@@ -227,7 +227,8 @@ static unsigned int kvm_flush_owed(struct kvm *kvm)
 	cpumask_var_t dirty;
 	unsigned long i;
 
-	if (!zalloc_cpumask_var(&dirty, GFP_KERNEL)) {
+	/* VFIO's locks are held: do not wait for memory that can be done without. */
+	if (!zalloc_cpumask_var(&dirty, GFP_NOWAIT | __GFP_NOWARN)) {
 		/* Too many is right, too few is not. */
 		on_each_cpu(wbinvd_ipi, &owed, true);
 		return atomic_read(&owed.cpus);
@@ -240,48 +241,47 @@ static unsigned int kvm_flush_owed(struct kvm *kvm)
 	return atomic_read(&owed.cpus);
 }
 
-/**
- * struct kvm_roots_teardown - the pages of old roots are to be given back
- * @task_work: does that in the task that made them obsolete, on its way back to
- *	user space: at its priority, at its cost, and without VFIO's locks
- * @work: does it where there is no such way, or where kvm->slots_lock is taken
- * @kvm: the VM, referenced
+/*
+ * The pages of old roots are given back in kvm_tear_down_roots(), without VFIO's
+ * locks.  One for each VM is enough: it finds all roots that are marked when it
+ * begins.
  *
- * kvm->slots_lock is what protects the mark of roots that are to be zapped, and
- * an update of the memslots relies on no marked root being half zapped.  But such
- * an update holds it while it waits for page faults that user space may have to
- * resolve, perhaps the very task that is on its way back.  So it is only tried.
+ * The mark of a root that is to be zapped is set under mmu_lock held for write,
+ * and cleared under kvm->slots_lock and mmu_lock.  An update of the memslots
+ * relies on no marked root being half zapped, hence slots_lock.  But such an
+ * update holds it while it waits for page faults that user space may have to
+ * resolve, perhaps in the very task that is on its way back there.  So it is only
+ * tried, and tried again later by the work.
  *
- * One for each VM is enough: it finds all roots that are marked when it begins.
- * Else who holds slots_lock up could have any number of them wait.
- *
- * Without memory for this, the roots are left to the next change, the next
- * update of the memslots or the end of the VM.
+ * The work holds no reference to the VM: the end of the VM cancels it, in
+ * kvm_noncoherent_dma_pre_destroy_vm().  The task work holds one.
  */
-struct kvm_roots_teardown {
-	struct callback_head task_work;
-	struct delayed_work work;
-	struct kvm *kvm;
-};
-
 #define KVM_ROOTS_TEARDOWN_RETRY	(HZ / 50 ?: 1)
 
-static void kvm_tear_down_roots(struct kvm_roots_teardown *teardown)
+static void kvm_tear_down_roots(struct kvm *kvm)
 {
-	struct kvm *kvm = teardown->kvm;
+	struct kvm_roots_teardown *teardown = &kvm->roots_teardown;
 
 	if (!mutex_trylock(&kvm->slots_lock)) {
 		queue_delayed_work(system_unbound_wq, &teardown->work,
 				   KVM_ROOTS_TEARDOWN_RETRY);
 		return;
 	}
-	clear_bit(0, &kvm->roots_teardown_pending);
+	clear_bit(0, &teardown->pending);
 	/* Before looking: a root that is marked later may not be found any more. */
 	smp_mb__after_atomic();
-	kvm_tdp_mmu_zap_invalidated_roots(kvm);
+	/* There is no TDP MMU in a 32-bit kernel, hence no root and no teardown. */
+	if (IS_ENABLED(CONFIG_X86_64))
+		kvm_tdp_mmu_zap_invalidated_roots(kvm);
 	mutex_unlock(&kvm->slots_lock);
+}
 
-	kfree(teardown);
+static void kvm_roots_teardown_task(struct callback_head *head)
+{
+	struct kvm *kvm = container_of(head, struct kvm,
+				       roots_teardown.task_work);
+
+	kvm_tear_down_roots(kvm);
 	/*
 	 * If it is the last reference, that to the module goes with it, but
 	 * kvm_noncoherent_dma_exit() waits until nobody is here any more.
@@ -289,52 +289,63 @@ static void kvm_tear_down_roots(struct kvm_roots_teardown *teardown)
 	kvm_put_kvm(kvm);
 }
 
-/**
- * kvm_noncoherent_dma_exit - let the module be unloaded
- *
- * There is no VM any more, so no teardown is pending; but who has put the last
- * VM may not have returned from here.  Tasks are waited for until they have
- * scheduled or are in user space, which they do not do in between.
- */
-void kvm_noncoherent_dma_exit(void)
-{
-	synchronize_rcu_tasks();
-}
-
-static void kvm_roots_teardown_task(struct callback_head *head)
-{
-	kvm_tear_down_roots(container_of(head, struct kvm_roots_teardown,
-					 task_work));
-}
-
 static void kvm_roots_teardown_work(struct work_struct *work)
 {
-	kvm_tear_down_roots(container_of(to_delayed_work(work),
-					 struct kvm_roots_teardown, work));
+	kvm_tear_down_roots(container_of(to_delayed_work(work), struct kvm,
+					 roots_teardown.work));
 }
 
 static void kvm_schedule_roots_teardown(struct kvm *kvm)
 {
-	struct kvm_roots_teardown *teardown;
+	struct kvm_roots_teardown *teardown = &kvm->roots_teardown;
 
 	/* After the roots have been marked, under mmu_lock */
-	if (test_and_set_bit(0, &kvm->roots_teardown_pending))
+	if (test_and_set_bit(0, &teardown->pending))
 		return;
 
-	teardown = kmalloc(sizeof(*teardown), GFP_KERNEL_ACCOUNT);
-	if (!teardown) {
-		clear_bit(0, &kvm->roots_teardown_pending);
-		return;
+	if (!(current->flags & PF_KTHREAD)) {
+		kvm_get_kvm(kvm);
+		/* Not possible in a task that has done its last work before it ends */
+		if (!task_work_add(current, &teardown->task_work, TWA_RESUME))
+			return;
+		kvm_put_kvm_no_destroy(kvm);
 	}
+	queue_delayed_work(system_unbound_wq, &teardown->work, 0);
+}
 
-	kvm_get_kvm(kvm);
-	teardown->kvm = kvm;
-	init_task_work(&teardown->task_work, kvm_roots_teardown_task);
-	INIT_DELAYED_WORK(&teardown->work, kvm_roots_teardown_work);
-	/* Not possible in a task that has done its last work before it ends */
-	if (current->flags & PF_KTHREAD ||
-	    task_work_add(current, &teardown->task_work, TWA_RESUME))
-		queue_delayed_work(system_unbound_wq, &teardown->work, 0);
+/**
+ * kvm_noncoherent_dma_init_vm - initialise what a VM has of this
+ * @kvm: the VM, which is being created and is coherent
+ */
+void kvm_noncoherent_dma_init_vm(struct kvm *kvm)
+{
+	init_task_work(&kvm->roots_teardown.task_work, kvm_roots_teardown_task);
+	INIT_DELAYED_WORK(&kvm->roots_teardown.work, kvm_roots_teardown_work);
+}
+
+/**
+ * kvm_noncoherent_dma_pre_destroy_vm - stop what works for a VM in the background
+ * @kvm: the VM, which nobody refers to any more: no task work is pending, and
+ *	nothing can change its coherency.  The roots that are left go with it.
+ *
+ * Context: may sleep; waits for a teardown in progress, which waits for nobody
+ */
+void kvm_noncoherent_dma_pre_destroy_vm(struct kvm *kvm)
+{
+	cancel_delayed_work_sync(&kvm->roots_teardown.work);
+}
+
+/**
+ * kvm_noncoherent_dma_exit - let the module be unloaded
+ *
+ * There is no VM any more, so no teardown is pending; but the task whose task work
+ * has put the last VM may not have returned from there.  Tasks are waited for until
+ * they have scheduled voluntarily or are in user space, which they do not do
+ * between that and their return.
+ */
+void kvm_noncoherent_dma_exit(void)
+{
+	synchronize_rcu_tasks();
 }
 
 static bool kvm_memtypes_depend_on_dma(struct kvm *kvm)
@@ -362,8 +373,7 @@ static void kvm_leave_memtypes(struct kvm *kvm)
 		return;
 
 	start = ktime_get();
-	/* There is no TDP MMU in a 32-bit kernel. */
-	if (kvm_mmu_leave_sptes(kvm) && IS_ENABLED(CONFIG_X86_64))
+	if (kvm_mmu_leave_sptes(kvm))
 		kvm_schedule_roots_teardown(kvm);
 
 	stat->zaps++;

@@ -11,6 +11,8 @@ void kvm_wbinvd_vcpu_moved(struct kvm_vcpu *vcpu, int cpu);
 void kvm_wbinvd_not_skipped(struct kvm_vcpu *vcpu);
 int kvm_emulate_wbinvd_not_skipped(struct kvm_vcpu *vcpu);
 void kvm_wbinvd_cpu_offline(void);
+void kvm_noncoherent_dma_init_vm(struct kvm *kvm);
+void kvm_noncoherent_dma_pre_destroy_vm(struct kvm *kvm);
 void kvm_noncoherent_dma_exit(void);
 void kvm_noncoherent_dma_create_vm_debugfs(struct kvm *kvm);
 

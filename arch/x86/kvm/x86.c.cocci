@@ -13,11 +13,12 @@
 // expect: no_unregister_export 1
 // expect: no_has 1
 // expect: no_has_export 1
-// expect: no_count 1
+// expect: init_vm 1
 // expect 6.1: offline 1
 // expect 6.12: offline 0
 // expect 6.1: offline_virtualization 0
 // expect 6.12: offline_virtualization 1
+// expect: pre_destroy_vm 1
 // expect: exit 1
 
 @include@
@@ -105,11 +106,21 @@ declarer name EXPORT_SYMBOL_GPL;
 @@
 -EXPORT_SYMBOL_GPL(kvm_arch_has_noncoherent_dma);
 
-// The flag is the one place.
-@no_count@
+// The flag is the one place: no count.
+@init_vm@
 expression kvm;
 @@
 -	atomic_set(&kvm->arch.noncoherent_dma_count, 0);
++	kvm_noncoherent_dma_init_vm(kvm);
+
+@pre_destroy_vm@
+identifier kvm;
+@@
+ kvm_arch_pre_destroy_vm(struct kvm *kvm)
+ {
++	kvm_noncoherent_dma_pre_destroy_vm(kvm);
+ ...
+ }
 
 @offline@
 @@
