@@ -303,7 +303,13 @@ static void kvm_schedule_roots_teardown(struct kvm *kvm)
 	if (test_and_set_bit(0, &teardown->pending))
 		return;
 
-	if (!(current->flags & PF_KTHREAD)) {
+	/*
+	 * Only in a task of the VM's own process.  Another one may have to wait
+	 * in the same system call for the monitor of another VM, and would keep
+	 * this one until then.  Nor must it destroy the VM, which leaves private
+	 * memslots mapped where the mm is not the VM's.
+	 */
+	if (current->mm == kvm->mm && !(current->flags & PF_KTHREAD)) {
 		kvm_get_kvm(kvm);
 		/* Not possible in a task that has done its last work before it ends */
 		if (!task_work_add(current, &teardown->task_work, TWA_RESUME))
