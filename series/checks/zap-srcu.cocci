@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /// a VM leaves its SPTEs in one way, which waits for no page fault
 ///
-// That is kvm_mmu_leave_sptes(): shadow pages inside kvm->srcu, since the memslots
-// are walked, and between the two ends of an invalidation; then, in the same write
-// section of mmu_lock, the roots and the request that makes vCPUs leave them.  The
-// pages of the roots are torn down under slots_lock.
+// That is kvm_mmu_leave_sptes(): shadow pages inside kvm->srcu, since memslots are
+// looked at; then, in the same write section of mmu_lock, the roots and the request
+// that makes vCPUs leave them.  The pages of the roots are torn down under slots_lock.
 // look in: own
 // look in: arch/x86/kvm/mmu/mmu.c
 virtual report
@@ -32,7 +31,7 @@ position p;
  {
  ... when != srcu_read_lock(&E->srcu)
      when any
- kvm_rmap_zap_gfn_range@p(E, ...)
+ kvm_zap_shadow_pages@p(E)
  ... when any
  }
 
@@ -51,7 +50,7 @@ position p;
  srcu_read_unlock(&E->srcu, ...);
  ... when != srcu_read_lock(&E->srcu)
      when any
- kvm_rmap_zap_gfn_range@p(E, ...)
+ kvm_zap_shadow_pages@p(E)
  ... when any
  }
 
@@ -60,37 +59,12 @@ p << left_before.p;
 @@
 coccilib.report.print_report(p[0], "shadow pages are zapped when kvm->srcu has been left")
 
-@invalidation@
-position p;
-@@
- kvm_mmu_leave_sptes(...)
- {
- <+...
- kvm_rmap_zap_gfn_range@p(...)
- ...+>
- }
-
-@invalidation_ok@
-position invalidation.p;
-identifier f;
-@@
- kvm_mmu_invalidate_begin(...);
- ...
- if (<+... f@p(...) ...+>) { ... }
- ...
- kvm_mmu_invalidate_end(...);
-
-@script:python depends on report && !invalidation_ok@
-p << invalidation.p;
-@@
-coccilib.report.print_report(p[0], "shadow pages are zapped outside of an invalidation")
-
 // Zapping shadow pages may drop mmu_lock.
 @roots@
 expression E;
 position p;
 @@
- kvm_mmu_leave_sptes(...)
+ kvm_leave_tdp_mmu_sptes(...)
  {
  <+...
  kvm_tdp_mmu_invalidate_all_roots@p(E)
@@ -102,12 +76,13 @@ expression E;
 position roots.p;
 identifier f;
 @@
- write_lock(&E->mmu_lock);
+ lockdep_assert_held_write(&E->mmu_lock);
  ... when != write_unlock(&E->mmu_lock)
  f@p(E);
  ... when != write_unlock(&E->mmu_lock)
      when != cond_resched_rwlock_write(...)
-     when != kvm_rmap_zap_gfn_range(...)
+     when != kvm_zap_shadow_pages(...)
+     when != kvm_tdp_mmu_zap_leafs(...)
  kvm_make_all_cpus_request(E, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
 
 @script:python depends on report && !roots_ok@
@@ -120,7 +95,7 @@ position p;
 @@
  kvm_tdp_mmu_zap_invalidated_roots@p(...)
 
-@torn_down_ok@
+@torn_down_ok exists@
 expression E;
 identifier f;
 position torn_down.p;

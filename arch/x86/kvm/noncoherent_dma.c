@@ -12,25 +12,23 @@
  * with vCPUs running, and it must not wait for anything that user space can hold
  * up: VFIO's locks are held.  All readers of the flag fall under one of these:
  *
- *  - TDP MMU: an SPTE's memory type, and on some kernels its level, depend on the
- *    flag.  The change invalidates all roots and makes every vCPU leave them in
- *    one write section of mmu_lock, after the flag has changed:
+ *  - SPTEs: their memory type, and on some kernels their level, depend on the flag.
+ *    A page fault reads it for the last time under mmu_lock, in the section in
+ *    which it makes the SPTE.  The change takes mmu_lock for write after the flag
+ *    has changed, and puts all SPTEs that there are then out of use:
  *
- *      A page fault that has read the old flag has its vCPU's root R loaded, and
- *      keeps it until it has taken mmu_lock.  If that comes before the change,
- *      the SPTE is in R, which every vCPU has left when the change is complete.
- *      If it comes later, R is invalid, and the fault is retried.
+ *      If the page fault takes mmu_lock before that, its SPTE is among these.
  *
- *      A root made later was made after the write section, hence by a vCPU
- *      that has read the new flag.
+ *      If it comes later, also while the change has dropped mmu_lock in between,
+ *      it reads the new flag.
  *
- *    So neither is waited for page faults (kvm->srcu), which user space may have
- *    to resolve, nor does the change depend on how much is mapped.  The pages of
- *    the old roots are given back later, see kvm_tear_down_roots().
+ *    For the TDP MMU the change invalidates the roots and makes every vCPU leave
+ *    them, in one write section.  So it does not depend on how much is mapped, but
+ *    for a limit (see mmu.c).  The pages of the old roots are given back later, see
+ *    kvm_tear_down_roots().  Shadow pages (nested guests, no TDP MMU) are zapped.
  *
- *  - Shadow pages (nested guests, no TDP MMU): the memory type is computed under
- *    mmu_lock, and the change zaps their SPTEs under it.  Where the level depends
- *    on the flag, a page fault checks it again under mmu_lock.
+ *    Nothing of that waits for page faults (kvm->srcu), which user space may have
+ *    to resolve.
  *
  *  - WBINVD: either the vCPU sees the VM non-coherent and flushes, or the one
  *    who made it so sees in wbinvd_dirty_mask the CPUs the vCPU has run on and
