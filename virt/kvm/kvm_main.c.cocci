@@ -43,14 +43,16 @@ expression e1, e2;
 // A descriptor can be guessed before the vCPU is counted among the VM's.  It must
 // not run before, or whoever goes through the vCPUs misses it.  As in 6e2b2358b3ef
 // ("KVM: Grab vcpu->mutex across installing the vCPU's fd and bumping
-// online_vcpus").
+// online_vcpus"), but by trylock, which cannot fail: nobody knows the vCPU yet.  To
+// wait for it inside of kvm->lock would be the wrong way round where 6.1 takes
+// kvm->lock inside of vcpu->mutex (Xen's attributes, arm64's timer, riscv).
 @vcpu_held@
 identifier r, vcpu;
 @@
  kvm_vm_ioctl_create_vcpu(...)
  {
  <+...
-+	mutex_lock(&vcpu->mutex);
++	WARN_ON_ONCE(!mutex_trylock(&vcpu->mutex));
  	r = create_vcpu_fd(vcpu);
  ...+>
  }
