@@ -352,28 +352,20 @@ void kvm_noncoherent_dma_exit(void)
 	synchronize_rcu_tasks();
 }
 
-static bool kvm_memtypes_depend_on_dma(struct kvm *kvm)
-{
-	/* Only EPT has memory types of its own. */
-	if (!shadow_memtype_mask)
-		return false;
-
-#ifdef KVM_X86_QUIRK_IGNORE_GUEST_PAT
-	/* A VM without the quirk has the guest's, coherent or not. */
-	return kvm_mmu_may_ignore_guest_pat(kvm);
-#else
-	return true;
-#endif
-}
-
 /* No SPTE with a memory type of before is in use when this returns. */
 static void kvm_leave_memtypes(struct kvm *kvm)
 {
 	struct kvm_noncoherent_dma_stat *stat = &kvm->noncoherent_dma_stat;
 	ktime_t start;
 
-	/* A VM without vCPUs has no SPTEs. */
-	if (!kvm_memtypes_depend_on_dma(kvm) || !atomic_read(&kvm->online_vcpus))
+	/*
+	 * Only EPT has memory types of its own.  The VM may have disabled the
+	 * quirk by which they depend on the flag, but when is not known: SPTEs
+	 * that were made before have the type of before.
+	 *
+	 * A VM without vCPUs has no SPTEs.
+	 */
+	if (!shadow_memtype_mask || !atomic_read(&kvm->online_vcpus))
 		return;
 
 	start = ktime_get();
