@@ -15,6 +15,7 @@ expression group;
  <+...
  	mutex_init(&group->group_lock);
 +	mutex_init(&group->coherency_lock);
++	INIT_LIST_HEAD(&group->open_files);
 +	vfio_external_slot_init(&group->external);
  ...+>
  }
