@@ -369,24 +369,6 @@ static_assert(VFIO_DMA_NONCOHERENT == KVM_VFIO_FILE_NOT_ENFORCED);
 static_assert(sizeof(struct kvm_vfio_vm_state) == 16);
 static_assert(sizeof(struct kvm_vfio_file_state) == 8);
 
-/* For who only reads: nobody is kept from being killed by a change in progress. */
-static int kvm_vfio_lock_to_read(struct kvm_vfio *kv)
-{
-	if (mutex_lock_killable(&kv->files_lock))
-		return -EINTR;
-	if (mutex_lock_killable(&kv->coherency_lock)) {
-		mutex_unlock(&kv->files_lock);
-		return -EINTR;
-	}
-	return 0;
-}
-
-static void kvm_vfio_unlock_read(struct kvm_vfio *kv)
-{
-	mutex_unlock(&kv->coherency_lock);
-	mutex_unlock(&kv->files_lock);
-}
-
 static unsigned int kvm_vfio_count_files(struct kvm_vfio *kv)
 {
 	struct list_head *node;
@@ -399,16 +381,36 @@ static unsigned int kvm_vfio_count_files(struct kvm_vfio *kv)
 	return count;
 }
 
+/*
+ * The state of the VM at one moment.  coherency_lock is held for no longer than
+ * that: a reader may be preempted, and a change waits for it with VFIO's locks held.
+ * Nor does a change in progress keep the reader from being killed.
+ */
+static int kvm_vfio_read_vm_state(struct kvm_vfio *kv,
+				  struct kvm_vfio_vm_state *state)
+{
+	lockdep_assert_held(&kv->files_lock);
+
+	state->files = kvm_vfio_count_files(kv);
+	if (mutex_lock_killable(&kv->coherency_lock))
+		return -EINTR;
+	state->noncoherent = !!kvm_arch_has_noncoherent_dma(kv->kvm);
+	state->noncoherent_files = kv->noncoherent_files;
+	mutex_unlock(&kv->coherency_lock);
+	return 0;
+}
+
 static int kvm_vfio_get_vm_state(struct kvm_vfio *kv, void __user *arg)
 {
 	struct kvm_vfio_vm_state state = {};
+	int ret;
 
-	if (kvm_vfio_lock_to_read(kv))
+	if (mutex_lock_killable(&kv->files_lock))
 		return -EINTR;
-	state.noncoherent = !!kvm_arch_has_noncoherent_dma(kv->kvm);
-	state.files = kvm_vfio_count_files(kv);
-	state.noncoherent_files = kv->noncoherent_files;
-	kvm_vfio_unlock_read(kv);
+	ret = kvm_vfio_read_vm_state(kv, &state);
+	mutex_unlock(&kv->files_lock);
+	if (ret)
+		return ret;
 
 	return copy_to_user(arg, &state, sizeof(state)) ? -EFAULT : 0;
 }
@@ -460,22 +462,26 @@ static void kvm_vfio_show_fdinfo(struct kvm_device *dev, struct seq_file *m)
 		[VFIO_DMA_NONCOHERENT] = "not-enforced",
 	};
 	struct kvm_vfio *kv = dev->private;
+	struct kvm_vfio_vm_state state;
 	struct kvm_vfio_file *kvf;
 
-	if (kvm_vfio_lock_to_read(kv))
+	if (mutex_lock_killable(&kv->files_lock))
 		return;
+	if (kvm_vfio_read_vm_state(kv, &state))
+		goto out_unlock;
 	seq_printf(m, "vm:\t%d\n", kvm_vfio_creator(kv));
-	seq_printf(m, "noncoherent:\t%d\n",
-		   !!kvm_arch_has_noncoherent_dma(kv->kvm));
-	seq_printf(m, "files:\t%u\n", kvm_vfio_count_files(kv));
-	seq_printf(m, "noncoherent_files:\t%u\n", kv->noncoherent_files);
+	seq_printf(m, "noncoherent:\t%u\n", state.noncoherent);
+	seq_printf(m, "files:\t%u\n", state.files);
+	seq_printf(m, "noncoherent_files:\t%u\n", state.noncoherent_files);
+	/* A file may have changed since. */
 	list_for_each_entry(kvf, &kv->files, node) {
 		seq_puts(m, "file:\t");
 		seq_file_path(m, kvf->user.file, " \t\n\\");
 		seq_printf(m, " %s\n",
 			   coherency[kv->vfio->coherency(&kvf->user)]);
 	}
-	kvm_vfio_unlock_read(kv);
+out_unlock:
+	mutex_unlock(&kv->files_lock);
 }
 
 static int kvm_vfio_has_attr(struct kvm_device *dev,
