@@ -348,9 +348,10 @@ void kvm_noncoherent_dma_pre_destroy_vm(struct kvm *kvm)
  * kvm_noncoherent_dma_exit - let the module be unloaded
  *
  * There is no VM any more, so no teardown is pending; but the task whose task work
- * has put the last VM may not have returned from there.  Tasks are waited for until
- * they have scheduled voluntarily or are in user space, which they do not do
- * between that and their return.
+ * has put the last VM may not have returned from there.  With TASKS_RCU, which KVM
+ * selects where kernel code can be preempted, this waits until each task has
+ * scheduled voluntarily or is in user space; without, until it has scheduled.  It
+ * does neither between that and its return.
  */
 void kvm_noncoherent_dma_exit(void)
 {
