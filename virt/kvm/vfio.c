@@ -19,8 +19,10 @@
  * VFIO calls.  Neither of them is taken under kvm->lock, nor is any of VFIO's
  * locks: some drivers take kvm->lock while VFIO's group lock is held.
  *
- * Nothing that user space can hold up is waited for under either of them.  Who
- * only reads the state can be killed while it waits for them.
+ * Nothing that user space can hold up is waited for under either of them, but by
+ * the last close of the device, when nobody else can want files_lock any more: some
+ * kernels wait for VFIO's group lock there.  Who only reads the state can be killed
+ * while it waits for them.
  *
  * What is known stands in one place: in VFIO's slot the coherency of a file, here
  * which files there are and how many of them make the VM non-coherent, and with
@@ -174,10 +176,28 @@ static void kvm_vfio_detach_tce_table(struct kvm_vfio_file *kvf)
 	kvf->iommu_group = NULL;
 }
 
+/*
+ * The group of a file, referenced.  A device's file has none, nor has a group that
+ * was removed.  This takes VFIO's group lock, which can be held for long, so
+ * files_lock is not held; and as that protects kvm_vfio.vfio, vfio.ko is looked up.
+ */
+static struct iommu_group *kvm_vfio_get_iommu_group(struct file *file)
+{
+	const struct vfio_external_user_api *vfio;
+	struct iommu_group *iommu_group;
+
+	vfio = symbol_get(vfio_external_user_api);
+	if (!vfio)
+		return NULL;
+	iommu_group = vfio->iommu_group(file);
+	module_put(vfio->owner);
+	return iommu_group;
+}
+
 static int kvm_vfio_attach_tce_table(struct kvm_vfio *kv, struct file *file,
+				     struct iommu_group *iommu_group,
 				     int tablefd)
 {
-	struct iommu_group *iommu_group;
 	struct kvm_vfio_file *kvf;
 	long ret;
 
@@ -187,30 +207,25 @@ static int kvm_vfio_attach_tce_table(struct kvm_vfio *kv, struct file *file,
 	if (IS_ERR(kvf))
 		return PTR_ERR(kvf);
 
-	iommu_group = kvf->iommu_group;
-	if (!iommu_group) {
-		/* A device's file has none, nor has a group that was removed. */
-		iommu_group = kv->vfio->iommu_group(file);
-		if (!iommu_group)
-			return -EINVAL;
-		/* A group without tables makes the attach below complain. */
-		if (!iommu_group_get_iommudata(iommu_group)) {
-			iommu_group_put(iommu_group);
-			return -EINVAL;
-		}
-	}
+	/* The file's group does not change, but it can be removed. */
+	if (kvf->iommu_group)
+		return kvm_spapr_tce_attach_iommu_group(kv->kvm, tablefd,
+							kvf->iommu_group);
+
+	/* A group without tables makes the attach below complain. */
+	if (!iommu_group || !iommu_group_get_iommudata(iommu_group))
+		return -EINVAL;
 
 	ret = kvm_spapr_tce_attach_iommu_group(kv->kvm, tablefd, iommu_group);
 	if (!ret)
-		kvf->iommu_group = iommu_group;
-	else if (!kvf->iommu_group)
-		iommu_group_put(iommu_group);
+		kvf->iommu_group = iommu_group_ref_get(iommu_group);
 	return ret;
 }
 
 static int kvm_vfio_set_spapr_tce(struct kvm_vfio *kv, void __user *arg)
 {
 	struct kvm_vfio_spapr_tce param;
+	struct iommu_group *iommu_group;
 	struct file *file;
 	int ret;
 
@@ -221,9 +236,11 @@ static int kvm_vfio_set_spapr_tce(struct kvm_vfio *kv, void __user *arg)
 	if (!file)
 		return -EBADF;
 
+	iommu_group = kvm_vfio_get_iommu_group(file);
 	mutex_lock(&kv->files_lock);
-	ret = kvm_vfio_attach_tce_table(kv, file, param.tablefd);
+	ret = kvm_vfio_attach_tce_table(kv, file, iommu_group, param.tablefd);
 	mutex_unlock(&kv->files_lock);
+	iommu_group_put(iommu_group);
 
 	fput(file);
 	return ret;
