@@ -198,21 +198,35 @@ p << unbound.p;
 coccilib.report.print_report(p[0], "%s() unbinds a device that is watched"
                              % p[0].current_element)
 
-// In iommufd
-@page_table@
-identifier f =~ "^iommufd_hwpt_(attach|replace)_device$";
+// In iommufd.  Before the IOMMU driver is asked, and no earlier: what fails before
+// that is not told.
+@driver_asked@
+identifier f =~ "^iommu_(attach|replace)_group_handle$";
 expression rc;
 position p;
 @@
  rc = f@p(...)
 
-@told_before exists@
-position page_table.p;
+@told_before@
+position driver_asked.p;
 identifier f;
 expression rc;
 @@
- iommufd_group_tell(...);
- ...
+ iommufd_group_tell_before(...);
+ rc = f@p(...);
+
+@script:python depends on report && !told_before@
+p << driver_asked.p;
+f << driver_asked.f;
+@@
+coccilib.report.print_report(p[0], "%s() in %s(), and nobody is told before"
+                             % (f, p[0].current_element))
+
+@page_table@
+identifier f =~ "^iommufd_hwpt_(attach|replace)_device$";
+expression rc;
+position p;
+@@
  rc = f@p(...)
 
 @told_after@
@@ -230,13 +244,6 @@ expression rc;
  rc = f@p(...);
  iommufd_group_tell(...);
 )
-
-@script:python depends on report && !told_before@
-p << page_table.p;
-f << page_table.f;
-@@
-coccilib.report.print_report(p[0], "%s() in %s(), and nobody is told before"
-                             % (f, p[0].current_element))
 
 @script:python depends on report && !told_after@
 p << page_table.p;
