@@ -18,11 +18,13 @@
  *
  *   1. what the external user holds while it calls get(), del(), find()
  *   2. VFIO's group, container and device set locks
- *   3. the lock of the external slot (struct vfio_external_slot)
- *   4. what coherency_changed() takes
+ *   3. iommufd's lock of the IOMMU group, then watch_lock in it
+ *   4. vfio_group.coherency_lock, where devices have files of their own
+ *   5. the lock of the external slot (struct vfio_external_slot)
+ *   6. what coherency_changed() takes
  *
- * 1 and 4 are therefore different locks.  get(), del() and find() take none of 2,
- * and 3 is held across nothing that user space can hold up, so neither can they
+ * 1 and 6 are therefore different locks.  get(), del() and find() take none of 2 to
+ * 4, and 5 is held across nothing that user space can hold up, so neither can they
  * be.  drain_open() takes a lock of 2 and can take long, so it is called without
  * 1, unless nobody else can want that any more.
  */
