@@ -1663,12 +1663,10 @@ static void test_host_mmio_across(void)
  * any lock. Who makes the VM non-coherent does not wait for it, and yet no page of
  * two types may become one entry.
  */
-static void test_fault_before(void)
+static void add_behind_fault(void)
 {
 	char options[80];
 
-	set_mtrr(0, HUGE, MIB, WC);
-	attach(NONCOHERENT, 0);
 	/* The memslot is looked up right after the level is chosen. */
 	snprintf(options, sizeof(options), "function=kvm:kvm_vcpu_gfn_to_memslot second=%u",
 		 HUGE >> 12);
@@ -1683,6 +1681,13 @@ static void test_fault_before(void)
 	guest_touches(HUGE);
 	expect(HUGE, by_mtrr(WC));
 	expect_level(HUGE, honours_mtrrs ? 1 : 2);
+}
+
+static void test_fault_before(void)
+{
+	set_mtrr(0, HUGE, MIB, WC);
+	attach(NONCOHERENT, 0);
+	add_behind_fault();
 }
 
 /* Hold who puts the old entries out of use; stock has another function for that. */
@@ -1982,6 +1987,198 @@ static void test_nothing_waits_for_slots(void)
 	pthread_join(deletion.thread, NULL);
 	guest_touches(SMALL);
 	expect(SMALL, WB);
+}
+
+/*
+ * Somebody asks for a memslot's dirty pages, and keeps away the memory that they are
+ * to be written to. He holds slots_lock meanwhile, and nothing else.
+ */
+#define LOGGED		0x02000000u	/* a page of RAM whose writes are logged */
+
+static struct {
+	pthread_t thread;
+	pid_t tid;
+	bool done;
+	uint64_t *bitmap;
+} dirty_log;
+
+static void *get_dirty_log(void *unused __attribute__((unused)))
+{
+	struct kvm_dirty_log request = { .slot = 9, .dirty_bitmap = dirty_log.bitmap };
+
+	WRITE(dirty_log.tid, syscall(SYS_gettid));
+	ioctl(vm.fd, KVM_GET_DIRTY_LOG, &request);
+	WRITE(dirty_log.done, true);
+	return NULL;
+}
+
+static bool dirty_log_waits(void)
+{
+	return sleeps_in(READ(dirty_log.tid), "handle_userfault");
+}
+
+static bool dirty_log_has_ended(void)
+{
+	return READ(dirty_log.done);
+}
+
+static void hold_slots_lock(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register range = {
+		.range = { .len = 4096 }, .mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	struct kvm_userspace_memory_region region = {
+		.slot = 9, .flags = KVM_MEM_LOG_DIRTY_PAGES, .guest_phys_addr = LOGGED,
+		.memory_size = 4096, .userspace_addr = (uintptr_t)vm.small,
+	};
+
+	must(ioctl(vm.fd, KVM_SET_USER_MEMORY_REGION, &region));
+	memset(&dirty_log, 0, sizeof(dirty_log));
+	dirty_log.bitmap = mmap(NULL, 4096, PROT_READ | PROT_WRITE,
+				MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	range.range.start = (uintptr_t)dirty_log.bitmap;
+	uffd = must(syscall(SYS_userfaultfd, O_CLOEXEC));
+	must(ioctl(uffd, UFFDIO_API, &api));
+	must(ioctl(uffd, UFFDIO_REGISTER, &range));
+	dirty_log.thread = thread_on(0, get_dirty_log);
+	wait_until(dirty_log_waits, "somebody waits with slots_lock held");
+}
+
+static void release_slots_lock(void)
+{
+	struct uffdio_zeropage page = { .range = { (uintptr_t)dirty_log.bitmap, 4096 } };
+
+	if (!dirty_log_waits())
+		fail("slots_lock has not been held all the time");
+	must(ioctl(uffd, UFFDIO_ZEROPAGE, &page));
+	wait_until(dirty_log_has_ended, "slots_lock is free");
+	pthread_join(dirty_log.thread, NULL);
+	munmap(dirty_log.bitmap, 4096);
+}
+
+/* Roots that came into use, or whose pages were given back: the entry of the lowest GiBs */
+static int count_roots(bool made, int begin, int end)
+{
+	int count = 0;
+
+	for (; begin < end; begin++) {
+		const struct event *event = &events[begin];
+
+		count += event->kind == CHANGED && event->level >= 4 && !event->gfn &&
+			 !(made ? event->old : event->new) &&
+			 (made ? event->new : event->old);
+	}
+	return count;
+}
+
+static int count_removed(uint64_t gpa, int begin, int end)
+{
+	int count = 0;
+
+	for (; begin < end; begin++)
+		count += removed_between(gpa, begin, begin + 1);
+	return count;
+}
+
+static int roots_begin, roots_made;
+
+static bool old_roots_are_gone(void)
+{
+	return count_roots(false, roots_begin, mark()) >= roots_made - 1;
+}
+
+/* A change and what the guest does then, which must not remove more than it had. */
+static void change_and_touch(bool noncoherent, int type)
+{
+	int begin = mark(), removed;
+
+	if (noncoherent)
+		returns(call_add);
+	else
+		returns(call_del);
+	removed = count_removed(SMALL, begin, mark());
+	if (removed > 1)
+		fail("%d entries of a page are removed by one change", removed);
+	begin = mark();
+	guest_touches(SMALL);
+	if (!faulted_between(SMALL, begin, mark(), type))
+		fail("no fault makes the page %s after a change", type_name(type));
+}
+
+/*
+ * Changes in a loop, while nothing can be given back. Few roots are waiting for that
+ * then, see KVM_ROOTS_TO_TEAR_DOWN; and each change has its effect all the same.
+ */
+static void test_roots_do_not_pile_up(void)
+{
+	int i;
+
+	set_mtrr(0, HUGE, MIB, WC);
+	attach(NONCOHERENT, 0);
+	hold_slots_lock();
+	roots_begin = mark();
+	guest_touches(SMALL);
+	for (i = 0; i < 20; i++) {
+		change_and_touch(true, WB);
+		change_and_touch(false, WB | IPAT);
+	}
+	roots_made = count_roots(true, roots_begin, mark());
+	if (roots_made > 17)
+		fail("%d roots for 40 changes", roots_made);
+	/* There is no other root than that of the fault by now. */
+	add_behind_fault();
+	release_slots_lock();
+	if (roots_made > 1)
+		wait_until(old_roots_are_gone, "the pages of the old roots are given back");
+	guest_touches(SMALL);
+	expect(SMALL, WB);
+}
+
+/* ---- another process changes it, and does not come back -------------------- */
+
+static bool vm_has_ended(void)
+{
+	char path[80];
+
+	snprintf(path, sizeof(path), DEBUGFS "kvm/%d-%d", getpid(), vm.fd);
+	return access(path, F_OK);
+}
+
+/*
+ * A process that has nothing to do with the VM unbinds one of its devices, and is held
+ * before it returns. Who unbinds more than one may be, by the monitor of the next.
+ */
+static void call_close_vm(void)	{ called(close(vm.fd)); }
+
+static void test_changed_by_another_process(void)
+{
+	pid_t child;
+
+	noncoherent_vm();
+	guest_touches(SMALL);
+	load("hold.ko", "function=vfio_unregister_group_dev at_return=1");
+	child = must(fork());
+	if (!child) {
+		munmap(vm.run, vm.run_size);
+		syscall(SYS_close_range, 3, ~0u, 0);
+		run_on(1);
+		_exit(put(DRIVER "unbind", "vfio_testdev.%d", NONCOHERENT) ? 1 : 0);
+	}
+	wait_until(somebody_is_held, "the other process is held");
+	close_device();
+	munmap(vm.run, vm.run_size);
+	vm.run = NULL;
+	close_fd(&vm.vcpu);
+	/* The VM's end waits for RCU, and so for the CPU of who is held. */
+	start_call(call_close_vm);
+	wait_until(vm_has_ended, "the VM ends without the other process");
+	if (!somebody_is_held())
+		fail("the other process is not held until the test has done its part");
+	must_put(HOLD "go", "1");
+	end_call("the VM's descriptor is closed");
+	vm.fd = -1;
+	waitpid(child, NULL, 0);
 }
 
 /* ---- a vCPU that is run before its creation has returned ------------------ */
@@ -2550,6 +2747,9 @@ static const struct {
 	{ "a page fault right after DEL has zapped", test_fault_behind_del },
 	{ "nothing waits for a page fault that user space resolves", test_nothing_waits },
 	{ "nothing waits for a memslot's deletion that does", test_nothing_waits_for_slots },
+	{ "few roots wait for slots_lock, and changes do not", test_roots_do_not_pile_up },
+	{ "another process that changes it does not keep the VM",
+	  test_changed_by_another_process },
 	{ "a vCPU run before its creation has returned", test_vcpu_being_created },
 	{ "the guest's PAT is no longer ignored, then a change", test_guest_pat },
 	{ "groups of both kinds leave by DEL", test_mixed_del },
