@@ -1574,6 +1574,16 @@ struct hwpt_alloc {
 	uint32_t reserved2;
 };
 
+struct vfio_ioas {
+	uint32_t size;
+	uint32_t ioas_id;
+	uint16_t op;		/* 1: to be that of groups */
+	uint16_t reserved;
+};
+
+#ifndef IOMMU_VFIO_IOAS
+#define IOMMU_VFIO_IOAS	_IO(IOMMUFD_TYPE, 0x88)
+#endif
 #ifndef IOMMU_HWPT_ALLOC
 #define IOMMU_HWPT_ALLOC	_IO(IOMMUFD_TYPE, 0x89)
 #endif
@@ -1818,6 +1828,42 @@ TEST_F(domains, siblings)
 	EXPECT_STATE(1, N);
 	EXPECT_STATE(3, N);
 	EXPECT_EQ(0, debugfs_stat(&self->vm, "noncoherent_dma"));
+}
+
+/* Who has a device from its group may close the group: then a sibling moves them both. */
+TEST_F(domains, sibling_moves_device_of_group)
+{
+	struct vfio_ioas ioas = { .size = sizeof(ioas), .ioas_id = self->ioas, .op = 1 };
+	int id = testdev_create("1 coherent"), group, device;
+	char name[32], with[32];
+	uint32_t bad;
+
+	ASSERT_LE(0, id);
+	ASSERT_EQ(0, call(ioctl(self->iommufd, IOMMU_VFIO_IOAS, &ioas)));
+	group = testdev_open_group(id);
+	ASSERT_LE(0, group);
+	ASSERT_EQ(0, group_join(group, self->iommufd));
+	snprintf(name, sizeof(name), "vfio_testdev.%d", id);
+	device = call(ioctl(group, VFIO_GROUP_GET_DEVICE_FD, name));
+	ASSERT_LE(0, device);
+	close(group);
+	ASSERT_EQ(0, dev_add(self->vm.dev, device));
+	EXPECT_EQ(E, get_file_state(self->vm.dev, device));
+	ADD_DEVICE("1 noncoherent");
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[0], self->ioas, false, false, &bad));
+	snprintf(with, sizeof(with), "1 coherent %d", id);
+	ADD_DEVICE(with);
+	EXPECT_EQ(0, cdev_attach(self->fd[1], self->ioas));
+	EXPECT_EQ(0, cdev_attach(self->fd[1], bad));
+	EXPECT_STATE(1, X);
+	EXPECT_EQ(X, get_file_state(self->vm.dev, device));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd[1]));
+	EXPECT_EQ(1, debugfs_stat(&self->vm, "noncoherent_dma"));
+	EXPECT_EQ(0, cdev_attach(self->fd[1], self->ioas));
+	EXPECT_EQ(E, get_file_state(self->vm.dev, device));
+	EXPECT_EQ(0, debugfs_stat(&self->vm, "noncoherent_dma"));
+	EXPECT_EQ(0, dev_del(self->vm.dev, device));
+	close(device);
 }
 
 /* Wrong, of the wrong type, another's; and an answer that cannot be written. */
