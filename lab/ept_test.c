@@ -2210,6 +2210,16 @@ static void *run_guessed(void *unused __attribute__((unused)))
 	return NULL;
 }
 
+/* Without opening a file, which would take the number that has been guessed */
+static int held_fd = -1;
+
+static bool creation_is_held(void)
+{
+	char held;
+
+	return pread(held_fd, &held, 1, 0) == 1 && held == '1';
+}
+
 static bool guessed_ran_or_waits(void)
 {
 	return READ(guessed.done) || sleeps_in(READ(guessed.tid), "kvm_vcpu_ioctl");
@@ -2230,13 +2240,15 @@ static void test_vcpu_being_created(void)
 	memset(&guessed, 0, sizeof(guessed));
 	attach(NONCOHERENT, 0);
 	run_on(1);
+	begin = mark();
+	load("hold.ko", "function=anon_inode_getfd at_return=1");
+	held_fd = must(open(HOLD "held", O_RDONLY | O_CLOEXEC));
 	/* The descriptor that is going to be the next one */
 	guessed.fd = must(fcntl(vm.fd, F_DUPFD_CLOEXEC, 0));
 	close(guessed.fd);
-	begin = mark();
-	load("hold.ko", "function=anon_inode_getfd at_return=1");
 	creator = thread_on(0, create_vcpu);
-	wait_until(somebody_is_held, "the creation of a vCPU is held");
+	wait_until(creation_is_held, "the creation of a vCPU is held");
+	close_fd(&held_fd);
 	runner = thread_on(1, run_guessed);
 	wait_until(guessed_ran_or_waits, "the vCPU runs, or waits until it may");
 	if (guessed.trouble)
