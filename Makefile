@@ -12,7 +12,7 @@ export BASE
 CC := gcc-12
 
 PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so out/lab/ept_test out/lab/bench \
-	    out/lab/mixed_test $(O)/vfio_dev_test $(O)/vfio_cdev_test $(O)/nested_test \
+	    out/lab/mixed_test out/lab/mtty_test $(O)/vfio_dev_test $(O)/vfio_cdev_test $(O)/nested_test \
 	    $(O)/vfio_testdev/vfio_testdev.ko out/lab/mixtures_test $(O)/mixtures
 
 .PHONY: help
@@ -116,7 +116,7 @@ out/lab/wbinvd_test: lab/wbinvd_test.c lab/wbinvd_phase.c lab/wbinvd_phase.h
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -pthread -o $@ $(filter %.c,$^)
 
-out/lab/ept_test out/lab/mixed_test out/lab/mixtures_test: out/lab/%: lab/%.c lab/testdev.h
+out/lab/ept_test out/lab/mixed_test out/lab/mtty_test out/lab/mixtures_test: out/lab/%: lab/%.c lab/testdev.h
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -pthread -o $@ $<
 
