@@ -8,6 +8,9 @@
 //   - a function of VFIO's interface for external users,
 //   - files_lock, which is held while VFIO is called,
 //   - kvm->lock, from .coherency_changed.
+// drain_open() takes a lock that is held while a device is opened, which can take
+// long.  Nothing must reach it with a mutex held, between locking and unlocking or
+// where that is asserted, but .close: nobody else can want files_lock any more.
 // look in: virt/kvm/vfio.c
 // look in: virt/kvm/kvm_main.c
 // look in: arch/x86/kvm/noncoherent_dma.c
@@ -15,7 +18,7 @@ virtual report
 
 @initialize:python@
 @@
-calls, roots = {}, []
+calls, roots, held, closers = {}, [], [], set()
 
 def edge(p, what):
     calls.setdefault(p.current_element, {}).setdefault(what, p)
@@ -62,9 +65,12 @@ position p;
 
 @script:python depends on report@
 p << api.p;
+m << api.m;
 @@
 for one in p:
     edge(one, "VFIO")
+    if m == "drain_open":
+        edge(one, "drain_open")
 
 @taken@
 expression E;
@@ -190,7 +196,6 @@ p << close.p;
 @@
 coccilib.report.print_report(p[0], "a call that may need VFIO's locks, under kvm->lock")
 
-// It takes a lock that is held while a device is opened, which can take long.
 @drained exists@
 expression E, V;
 position p;
@@ -206,6 +211,49 @@ E << drained.E;
 @@
 coccilib.report.print_report(p[0], "drain_open() under %s" % E)
 
+@held exists@
+expression E;
+identifier g;
+position p;
+@@
+ mutex_lock(&E);
+ ... when != mutex_unlock(&E)
+     when any
+ g@p(...)
+
+@script:python depends on report@
+p << held.p;
+E << held.E;
+g << held.g;
+@@
+for one in p:
+    held.append((one, str(E).replace(" ", ""), str(g)))
+
+@needed@
+expression E;
+position p;
+@@
+ lockdep_assert_held@p(&E)
+
+@script:python depends on report@
+p << needed.p;
+E << needed.E;
+@@
+for one in p:
+    held.append((one, str(E).replace(" ", ""), str(one.current_element)))
+
+@closer@
+identifier o, f;
+@@
+ struct kvm_device_ops o = {
+	.close = f,
+ };
+
+@script:python depends on report@
+f << closer.f;
+@@
+closers.add(str(f))
+
 @finalize:python depends on report@
 @@
 told = set()
@@ -217,3 +265,8 @@ for p, function, why in roots:
     if found and (function, why) not in told:
         told.add((function, why))
         coccilib.report.print_report(p, "%s: %s" % (why, " -> ".join(found)))
+for p, lock, function in held:
+    found = way(function, {"drain_open"}, {function})
+    if found and p.current_element not in closers and (function, lock) not in told:
+        told.add((function, lock))
+        coccilib.report.print_report(p, "drain_open() under %s: %s" % (lock, " -> ".join(found)))
