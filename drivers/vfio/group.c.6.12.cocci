@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // expect: init_slot 1
+// expect: no_ref_lock 1
 // expect: destroy_slot 1
 // expect: destroy_device_slot 1
 // expect: watched 1
@@ -17,6 +18,17 @@ expression group;
 +	mutex_init(&group->coherency_lock);
 +	INIT_LIST_HEAD(&group->open_files);
 +	vfio_external_slot_init(&group->external);
+ ...+>
+ }
+
+// It protected the group's pointer to a VM.
+@no_ref_lock@
+expression group;
+@@
+ vfio_group_alloc(...)
+ {
+ <+...
+-	spin_lock_init(&group->kvm_ref_lock);
  ...+>
  }
 

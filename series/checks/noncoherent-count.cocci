@@ -3,8 +3,8 @@
 ///
 // The whole protocol of noncoherent_dma.c rests on this: who registers a VM and
 // who unregisters it take turns, since the device does so for its first and its
-// last file, and nobody but these two writes the flag.  The base's own count has
-// no reader and no writer any more.
+// last file, and nobody but these two writes the flag.  What is left of the base's
+// own count is its place in the structure.
 // look in: all with noncoherent_dma|noncoherent_files|kvm_arch_(un)?register_noncoherent_dma
 virtual report
 
