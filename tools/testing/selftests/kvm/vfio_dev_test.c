@@ -9,6 +9,8 @@
  *	nothing
  *   life, killed
  *	who keeps a VFIO file, and when it is given back
+ *   live_update
+ *	a VM is replaced by that of another process, and its device goes on
  *   coherency, walk, wbinvd, owed
  *	the VM is non-coherent exactly while one of its files is attached to an
  *	IOMMU domain that does not enforce coherency; the change is made, and
@@ -53,6 +55,7 @@
 #include <poll.h>
 #include <stddef.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -1606,6 +1609,299 @@ TEST_F(killed, everything_is_free)
 	EXPECT_EQ(0, dev_add(vm.dev, group));
 	EXPECT_EQ(0, group_attach(group));
 	EXPECT_EQ(0, dev_del(vm.dev, group));
+}
+
+/* --- Live update: another process takes a VM's device over --- */
+
+/*
+ * The calls that QEMU's cpr-transfer makes in its two processes. The old one
+ * sends its VFIO files. The new one adds the group to its VM while the old VM
+ * tracks it still, and tells VFIO where the memory is now. Then one of them
+ * ends: the old one, or the new one if the update fails.
+ */
+enum order {
+	ORDER_CREATE,		/* a VM whose guest executes WBINVD */
+	ORDER_ASSIGN,		/* open group and device, attach, map */
+	ORDER_SEND,
+	ORDER_RECEIVE,
+	ORDER_ADD,
+	ORDER_DEL,
+	ORDER_TAKE_ADDRESS,	/* memory mapped for DMA loses its address, */
+	ORDER_GIVE_ADDRESS,	/* and has that of this process */
+	ORDER_NONCOHERENT,	/* vm_noncoherent() */
+	ORDER_STATE,		/* is what the device says true? */
+	ORDER_CLOSE,
+};
+
+#define DMA_SIZE	(16 * 4096)
+
+/* What a process has that is a VM monitor */
+struct monitor {
+	struct vm vm;
+	int file[3];		/* group, container, device */
+	int memory;		/* of both processes */
+	int peer;		/* the other one */
+};
+
+static int monitor_map(struct monitor *m, uint32_t flags)
+{
+	struct vfio_iommu_type1_dma_map map = { .argsz = sizeof(map), .flags = flags };
+	void *memory = mmap(NULL, DMA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, m->memory, 0);
+
+	if (memory == MAP_FAILED)
+		return -errno;
+	map.vaddr = (uintptr_t)memory;
+	map.size = DMA_SIZE;
+	return call(ioctl(m->file[1], VFIO_IOMMU_MAP_DMA, &map));
+}
+
+static int monitor_assign(struct monitor *m)
+{
+	int ret;
+
+	m->file[0] = group_open_soon(0);
+	m->file[1] = container_open();
+	ret = group_join(m->file[0], m->file[1]);
+	if (!ret)
+		ret = set_iommu(m->file[1]);
+	if (!ret)
+		ret = monitor_map(m, VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE);
+	if (ret)
+		return ret;
+	m->file[2] = group_get_device(m->file[0], 0);
+	return m->file[2] < 0 ? m->file[2] : 0;
+}
+
+static int monitor_take_address(struct monitor *m)
+{
+	struct vfio_iommu_type1_dma_unmap unmap = {
+		.argsz = sizeof(unmap),
+		.flags = VFIO_DMA_UNMAP_FLAG_ALL | VFIO_DMA_UNMAP_FLAG_VADDR,
+	};
+
+	return call(ioctl(m->file[1], VFIO_IOMMU_UNMAP_DMA, &unmap));
+}
+
+/* The three files, from one process to the other */
+static int monitor_transfer(struct monitor *m, bool send)
+{
+	union {
+		struct cmsghdr head;
+		char space[CMSG_SPACE(sizeof(m->file))];
+	} control = {};
+	char byte = 0;
+	struct iovec data = { .iov_base = &byte, .iov_len = 1 };
+	struct msghdr message = {
+		.msg_iov = &data, .msg_iovlen = 1,
+		.msg_control = &control, .msg_controllen = sizeof(control),
+	};
+	struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+
+	if (send) {
+		head->cmsg_level = SOL_SOCKET;
+		head->cmsg_type = SCM_RIGHTS;
+		head->cmsg_len = CMSG_LEN(sizeof(m->file));
+		memcpy(CMSG_DATA(head), m->file, sizeof(m->file));
+		return sendmsg(m->peer, &message, 0) == 1 ? 0 : -EIO;
+	}
+	if (recvmsg(m->peer, &message, MSG_CMSG_CLOEXEC) != 1 ||
+	    head->cmsg_type != SCM_RIGHTS || head->cmsg_len != CMSG_LEN(sizeof(m->file)))
+		return -EIO;
+	memcpy(m->file, CMSG_DATA(head), sizeof(m->file));
+	return 0;
+}
+
+static int monitor_close(struct monitor *m)
+{
+	int i;
+
+	vm_close(&m->vm);
+	for (i = 2; i >= 0; i--)
+		close_fd(&m->file[i]);
+	return 0;
+}
+
+static int monitor_obey(struct monitor *m, enum order order)
+{
+	switch (order) {
+	case ORDER_CREATE:
+		return vm_open_guest(&m->vm);
+	case ORDER_ASSIGN:
+		return monitor_assign(m);
+	case ORDER_SEND:
+	case ORDER_RECEIVE:
+		return monitor_transfer(m, order == ORDER_SEND);
+	case ORDER_ADD:
+		return dev_add(m->vm.dev, m->file[0]);
+	case ORDER_DEL:
+		return dev_del(m->vm.dev, m->file[0]);
+	case ORDER_TAKE_ADDRESS:
+		return monitor_take_address(m);
+	case ORDER_GIVE_ADDRESS:
+		return monitor_map(m, VFIO_DMA_MAP_FLAG_VADDR);
+	case ORDER_NONCOHERENT:
+		return vm_noncoherent(&m->vm);
+	case ORDER_STATE:
+		return vm_state_is(&m->vm, 1, host.noncoherent) &&
+			file_state_is(&m->vm, m->file[0], attached_state());
+	case ORDER_CLOSE:
+		return monitor_close(m);
+	}
+	return -EINVAL;
+}
+
+struct process {
+	pid_t pid;
+	int orders;
+};
+
+/* A process that has nothing of VFIO, and does what it is told */
+static int process_start(struct process *p, int memory, int peer)
+{
+	struct monitor m = {
+		.vm = NO_VM, .file = { -1, -1, -1 }, .memory = memory, .peer = peer,
+	};
+	int order, answer, pair[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair))
+		return -errno;
+	p->orders = pair[0];
+	p->pid = fork();
+	if (p->pid) {
+		close(pair[1]);
+		return call(p->pid);
+	}
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	while (read(pair[1], &order, sizeof(order)) == sizeof(order)) {
+		answer = monitor_obey(&m, order);
+		if (write(pair[1], &answer, sizeof(answer)) != sizeof(answer))
+			break;
+	}
+	_exit(0);
+}
+
+static int process_do(struct process *p, int order)
+{
+	int answer;
+
+	if (send(p->orders, &order, sizeof(order), MSG_NOSIGNAL) != sizeof(order) ||
+	    read(p->orders, &answer, sizeof(answer)) != sizeof(answer))
+		return -EPIPE;
+	return answer;
+}
+
+/* All files it had are closed when it can be waited for. */
+static void process_kill(struct process *p)
+{
+	if (p->pid > 0) {
+		kill(p->pid, SIGKILL);
+		waitpid(p->pid, NULL, 0);
+	}
+	close_fd(&p->orders);
+	p->pid = 0;
+}
+
+/* Only a container with an IOMMU knows. */
+static const char *no_new_address(void)
+{
+	int group = group_open_soon(0);
+	int container = container_open();
+	bool can = !group_join(group, container) && !set_iommu(container) &&
+		ioctl(container, VFIO_CHECK_EXTENSION, VFIO_UPDATE_VADDR) == 1 &&
+		ioctl(container, VFIO_CHECK_EXTENSION, VFIO_UNMAP_ALL) == 1;
+
+	close(container);
+	close(group);
+	return can ? "" : "VFIO does not take a new address for memory";
+}
+
+FIXTURE(live_update) {
+	struct process old;
+	struct process new;
+};
+
+FIXTURE_VARIANT(live_update) {
+	bool fails;		/* and so the new one ends */
+	bool killed;
+};
+
+FIXTURE_VARIANT_ADD(live_update, old_closes) { .fails = false, .killed = false };
+FIXTURE_VARIANT_ADD(live_update, old_is_killed) { .fails = false, .killed = true };
+FIXTURE_VARIANT_ADD(live_update, new_closes) { .fails = true, .killed = false };
+FIXTURE_VARIANT_ADD(live_update, new_is_killed) { .fails = true, .killed = true };
+
+FIXTURE_SETUP(live_update)
+{
+	int memory, peers[2];
+
+	self->old.orders = -1;
+	self->new.orders = -1;
+	REQUIRE(host.no_probe);
+	REQUIRE(no_groups(1));
+	REQUIRE(no_pci(0));
+	REQUIRE(no_new_address());
+	memory = memfd_create("memory", 0);
+	ASSERT_LE(0, memory);
+	ASSERT_EQ(0, ftruncate(memory, DMA_SIZE));
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, peers));
+	ASSERT_LT(0, process_start(&self->old, memory, peers[0]));
+	ASSERT_LT(0, process_start(&self->new, memory, peers[1]));
+}
+
+FIXTURE_TEARDOWN(live_update)
+{
+	process_kill(&self->old);
+	process_kill(&self->new);
+}
+
+#define EXPECT_NONCOHERENT(p) do {						\
+	struct process *p_ = (p);						\
+										\
+	EXPECT_EQ(host.noncoherent, process_do(p_, ORDER_NONCOHERENT));		\
+	EXPECT_EQ(1, process_do(p_, ORDER_STATE));				\
+} while (0)
+
+TEST_F(live_update, vm_stays_what_it_is)
+{
+	struct process *old = &self->old, *new = &self->new;
+	struct process *left = variant->fails ? old : new;
+	struct process *gone = variant->fails ? new : old;
+
+	ASSERT_EQ(0, process_do(old, ORDER_CREATE));
+	ASSERT_EQ(0, process_do(old, ORDER_ASSIGN));
+	ASSERT_EQ(0, process_do(old, ORDER_ADD));
+	EXPECT_NONCOHERENT(old);
+
+	ASSERT_EQ(0, process_do(old, ORDER_SEND));
+	ASSERT_EQ(0, process_do(new, ORDER_RECEIVE));
+	ASSERT_EQ(0, process_do(new, ORDER_CREATE));
+	EXPECT_EQ(0, process_do(new, ORDER_NONCOHERENT));
+	ASSERT_EQ(0, process_do(new, ORDER_ADD));
+	EXPECT_EQ(-EEXIST, process_do(new, ORDER_ADD));
+	EXPECT_EQ(-EEXIST, process_do(old, ORDER_ADD));
+	EXPECT_NONCOHERENT(old);
+	EXPECT_NONCOHERENT(new);
+
+	ASSERT_EQ(0, process_do(old, ORDER_TAKE_ADDRESS));
+	EXPECT_NONCOHERENT(old);
+	EXPECT_NONCOHERENT(new);
+	ASSERT_EQ(0, process_do(left, ORDER_GIVE_ADDRESS));
+	EXPECT_NONCOHERENT(old);
+	EXPECT_NONCOHERENT(new);
+
+	if (!variant->killed)
+		EXPECT_EQ(0, process_do(gone, ORDER_CLOSE));
+	process_kill(gone);
+	EXPECT_NONCOHERENT(left);
+	/* It has the group to itself, and lets go of it like any other. */
+	EXPECT_EQ(-EBUSY, group_open(0));
+	EXPECT_EQ(-EEXIST, process_do(left, ORDER_ADD));
+	EXPECT_EQ(0, process_do(left, ORDER_DEL));
+	EXPECT_EQ(0, process_do(left, ORDER_NONCOHERENT));
+	EXPECT_EQ(0, process_do(left, ORDER_ADD));
+	EXPECT_NONCOHERENT(left);
+	process_kill(left);
+	EXPECT_LE(0, group_open_soon(0));
 }
 
 /* --- Coherency: a model, and sequences that the device must follow --- */
