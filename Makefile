@@ -156,6 +156,7 @@ comma := ,
 .PHONY: check-build
 check-build: setup
 	@series/setup series lint tools
+	@lab/fetch-qemu trixie-backports
 	@set -e; for base in $(CHECK_BASES); do $(MAKE) BASE=$$base modules programs; done
 
 # The last line counts, whatever happens. AGAIN=1: also what has passed, unchanged

@@ -2,6 +2,8 @@
 """Software of this machine that a run in the emulated host can ask for, in sets:
 
 guest  Debian's QEMU, and a guest that drives an assigned edu device (run-guest starts it)
+guest-backports
+       the same with the QEMU of FETCHED, which lab/fetch-qemu gets
 tools  what an administrator watches KVM with: trace-cmd, perf, bpftrace, the kernel's kvm_stat;
        and the pages that tell how, with doc-command, which finds a command in them
 
@@ -19,10 +21,17 @@ LAB = os.path.dirname(os.path.realpath(__file__))
 TOP = os.path.dirname(LAB)
 COMPILER = "gcc-12"
 QEMU = "/usr/bin/qemu-system-x86_64"
+FETCHED = "trixie-backports"
 
 # The firmware a guest with -kernel and without graphics needs, where QEMU looks for it.
 FIRMWARE = ("/usr/share/seabios/bios-256k.bin", "/usr/share/qemu/kvmvapic.bin",
             "/usr/share/qemu/linuxboot_dma.bin")
+
+# Its name for the user
+FETCHED_START = """#!/bin/sh
+exec /qemu/usr/lib64/ld-linux-x86-64.so.2 --library-path /qemu/usr/lib/x86_64-linux-gnu \\
+	/qemu/usr/bin/qemu-system-x86_64 "$@"
+"""
 
 PYTHON = os.path.realpath("/usr/bin/python3")
 TOOLS = ("/usr/bin/trace-cmd", "/usr/bin/perf", "/usr/bin/bpftrace")
@@ -74,7 +83,8 @@ def guest_archive(root, release, program):
     return cpio.finish()
 
 
-def guest(base):
+def guest_itself(base):
+    """The guest, what drives its device, and what starts it; all but QEMU."""
     folder = os.path.join(TOP, "out", base, "demo")
     os.makedirs(folder, exist_ok=True)
     release, root = debian_kernel(base)
@@ -84,9 +94,32 @@ def guest(base):
     mark = build(folder, "wbinvd_mark", "wbinvd_mark.c", ["-static"])
     initramfs.write_atomically(initrd, guest_archive(root, release, edu_dma))
     return [(os.path.join(root, "boot", "vmlinuz-" + release), "/demo/vmlinuz"),
-            (initrd, "/demo/initrd"), (mark, "/bin/wbinvd_mark"), (QEMU, QEMU),
-            (os.path.join(LAB, "run-guest"), "/bin/run-guest"),
-            *((path, path) for path in FIRMWARE)]
+            (initrd, "/demo/initrd"), (mark, "/bin/wbinvd_mark"),
+            (os.path.join(LAB, "run-guest"), "/bin/run-guest")]
+
+
+def guest(base):
+    return [*guest_itself(base), (QEMU, QEMU), *((path, path) for path in FIRMWARE)]
+
+
+def guest_backports(base):
+    """A QEMU of another suite needs that suite's libraries, and these their loader.
+
+    All that stays below /qemu, apart from the libraries of this machine's programs.
+    """
+    root = os.path.join(TOP, "out", "qemu", FETCHED, "root")
+    found = [os.path.relpath(os.path.join(folder, name), root)
+             for folder, _, names in os.walk(root) for name in names]
+    if not found:
+        raise LabError(f"the QEMU of {FETCHED} is not there yet: run lab/fetch-qemu {FETCHED}")
+    start = os.path.join(TOP, "out", "qemu", FETCHED, "start")
+    initramfs.write_atomically(start, FETCHED_START.encode())
+    os.chmod(start, 0o755)
+    return [*guest_itself(base), (start, "/bin/qemu-system-x86_64"),
+            *((os.path.join(root, name), "/qemu/" + name) for name in sorted(found)
+              if not name.startswith("usr/share/")),
+            *((os.path.join(root, name), "/" + name) for name in sorted(found)
+              if name.startswith("usr/share/"))]
 
 
 def python_modules(program):
@@ -127,7 +160,7 @@ def tools(base):
             *((os.path.join(TOP, page), "/doc/" + os.path.basename(page)) for page in PAGES)]
 
 
-SETS = {"guest": guest, "tools": tools}
+SETS = {"guest": guest, "guest-backports": guest_backports, "tools": tools}
 
 
 def files(name, base):
