@@ -55,12 +55,15 @@
 #include <poll.h>
 #include <stddef.h>
 #include <sys/eventfd.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
+
+#include <linux/sched.h>
 
 #include "vfio_dev_test.h"
 
@@ -3107,6 +3110,7 @@ struct creator {
 	struct vm vm;
 	pid_t tid;
 	int ret;
+	int (*open)(struct vm *vm);
 };
 
 static void *creator_main(void *arg)
@@ -3114,7 +3118,7 @@ static void *creator_main(void *arg)
 	struct creator *c = arg;
 
 	c->tid = gettid();
-	c->ret = vm_open(&c->vm);
+	c->ret = c->open(&c->vm);
 	return NULL;
 }
 
@@ -3132,7 +3136,7 @@ static int create_in_thread(struct creator *c)
 /* By that, an administrator finds the VM's directory in debugfs. */
 TEST_F(state, fdinfo_names_the_vm)
 {
-	struct creator c;
+	struct creator c = { .open = vm_open };
 	char path[64];
 
 	if (access("/sys/kernel/debug/kvm", F_OK))
@@ -3144,6 +3148,135 @@ TEST_F(state, fdinfo_names_the_vm)
 	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%ld-%d",
 		 fdinfo_number(c.vm.dev, "vm"), c.vm.fd);
 	EXPECT_EQ(0, access(path, F_OK));
+	vm_close(&c.vm);
+}
+
+/*
+ * A child that is the first process of its PID namespace, and number @pid in ours
+ * if that is not 0.  It shares our file descriptors, and has a mount namespace of its own.
+ */
+static pid_t fork_namespace(pid_t pid)
+{
+	pid_t numbers[] = { 1, pid };
+	struct clone_args args = {
+		.flags = CLONE_NEWPID | CLONE_NEWNS | CLONE_FILES,
+		.exit_signal = SIGCHLD,
+		.set_tid = pid ? (uintptr_t)numbers : 0,
+		.set_tid_size = pid ? ARRAY_SIZE(numbers) : 0,
+	};
+
+	return call(syscall(SYS_clone3, &args, sizeof(args)));
+}
+
+/* What fdinfo calls the VM of a device, for a process of another PID namespace */
+struct said {
+	long by_our_proc;
+	long by_own_proc;
+	long to_child;
+	int dev;
+};
+
+static void *shared_memory(size_t size)
+{
+	return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+}
+
+static void ask_for_vm(struct said *said)
+{
+	said->by_our_proc = fdinfo_number(said->dev, "vm");
+	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+	    mount("proc", "/proc", "proc", 0, NULL))
+		said->by_own_proc = -errno;
+	else
+		said->by_own_proc = fdinfo_number(said->dev, "vm");
+}
+
+/* A number that means nothing, or another process, where it is read is not told. */
+TEST_F(state, fdinfo_names_no_vm_of_another_namespace)
+{
+	struct said *said = shared_memory(sizeof(*said));
+	int status;
+	pid_t child;
+
+	ASSERT_NE(MAP_FAILED, (void *)said);
+	said->dev = self->vm.dev;
+	child = fork_namespace(0);
+	if (!child) {
+		ask_for_vm(said);
+		_exit(0);
+	}
+	ASSERT_LT(0, child);
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ(0, said->by_our_proc);
+	EXPECT_EQ(0, said->by_own_proc);
+	EXPECT_EQ(getpid(), fdinfo_number(self->vm.dev, "vm"));
+}
+
+/* In its own namespace the creator has another number than in ours. */
+TEST_F(state, fdinfo_names_the_vm_in_each_namespace)
+{
+	struct said *said = shared_memory(sizeof(*said));
+	struct vm vm;
+	int status;
+	pid_t child;
+
+	ASSERT_NE(MAP_FAILED, (void *)said);
+	child = fork_namespace(0);
+	if (!child) {
+		if (vm_open(&vm))
+			_exit(1);
+		said->dev = vm.dev;
+		ask_for_vm(said);
+		child = fork();
+		if (!child) {
+			said->to_child = fdinfo_number(vm.dev, "vm");
+			_exit(0);
+		}
+		_exit(waitpid(child, &status, 0) != child || status);
+	}
+	ASSERT_LT(0, child);
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ(1, said->by_our_proc);
+	EXPECT_EQ(1, said->by_own_proc);
+	EXPECT_EQ(1, said->to_child);
+	EXPECT_EQ(child, fdinfo_number(said->dev, "vm"));
+}
+
+/*
+ * The thread that created the VM has ended before there was a device, and another
+ * process, which is somebody else in its own namespace, has got its number.
+ */
+TEST_F(state, fdinfo_names_no_other_process)
+{
+	struct said *said = shared_memory(sizeof(*said));
+	struct creator c = { .open = vm_open_without_device };
+	int status, go[2], tries = 1000;
+	pid_t child;
+
+	ASSERT_NE(MAP_FAILED, (void *)said);
+	ASSERT_EQ(0, pipe(go));
+	ASSERT_EQ(0, create_in_thread(&c));
+	/* A thread that has been joined may yet have to give its number free. */
+	while ((child = fork_namespace(c.tid)) == -EEXIST && tries--)
+		sleep_ms(10);
+	if (!child) {
+		if (read(go[0], &said->dev, sizeof(said->dev)) != sizeof(said->dev))
+			_exit(1);
+		ask_for_vm(said);
+		_exit(0);
+	}
+	ASSERT_EQ(c.tid, child);
+	c.vm.dev = create_device(c.vm.fd, 0);
+	EXPECT_LE(0, c.vm.dev);
+	EXPECT_EQ(sizeof(c.vm.dev), write(go[1], &c.vm.dev, sizeof(c.vm.dev)));
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ(0, said->by_our_proc);
+	EXPECT_EQ(0, said->by_own_proc);
+	/* As the directory in debugfs */
+	EXPECT_EQ(c.tid, fdinfo_number(c.vm.dev, "vm"));
 	vm_close(&c.vm);
 }
 
@@ -3799,7 +3932,7 @@ TEST_F(trace, closed_device)
 TEST_F(trace, failed_calls)
 {
 	int container = container_open();
-	struct creator other;
+	struct creator other = { .open = vm_open };
 
 	ASSERT_EQ(0, group_attach(self->fd));
 	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));

@@ -315,7 +315,7 @@ struct vm {
 
 #define NO_VM	((struct vm){ .fd = -1, .vcpu = -1, .dev = -1 })
 
-static inline int vm_open(struct vm *vm)
+static inline int vm_open_without_device(struct vm *vm)
 {
 	int kvm = call(open("/dev/kvm", O_RDWR | O_CLOEXEC));
 
@@ -325,8 +325,15 @@ static inline int vm_open(struct vm *vm)
 	vm->fd = call(ioctl(kvm, KVM_CREATE_VM, 0));
 	vm->run_size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
 	close(kvm);
-	if (vm->fd < 0)
-		return vm->fd;
+	return vm->fd < 0 ? vm->fd : 0;
+}
+
+static inline int vm_open(struct vm *vm)
+{
+	int ret = vm_open_without_device(vm);
+
+	if (ret)
+		return ret;
 	vm->dev = create_device(vm->fd, 0);
 	return vm->dev < 0 ? vm->dev : 0;
 }
