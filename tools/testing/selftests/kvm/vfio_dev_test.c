@@ -726,6 +726,44 @@ TEST_F(file, del_of_other_group_is_enoent)
 	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
 }
 
+/* A function of kvm.ko, counted on the first CPU. Not everywhere is there such a function. */
+static int open_kvm_probe(const char *function)
+{
+	char name[64];
+	int probe;
+
+	snprintf(name, sizeof(name), "kvm:%s", function);
+	probe = open_probe(name, host.cpu[0]);
+	return probe < 0 ? open_probe(function, host.cpu[0]) : probe;
+}
+
+/* Each tracked file is an assignment, by which KVM knows that the VM has devices. */
+TEST_F(file, is_an_assignment)
+{
+	int begun, ended;
+
+	REQUIRE(host.no_probe);
+	pin(0);
+	begun = open_kvm_probe("kvm_arch_start_assignment");
+	ended = open_kvm_probe("kvm_arch_end_assignment");
+	if (begun < 0 || ended < 0)
+		REQUIRE("no kprobe on kvm_arch_start_assignment()");
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(1, probe_hits(begun));
+	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(1, probe_hits(begun));
+	EXPECT_EQ(0, probe_hits(ended));
+	ASSERT_EQ(0, dev_del(self->vm.dev, self->fd));
+	EXPECT_EQ(1, probe_hits(ended));
+	EXPECT_EQ(-ENOENT, dev_del(self->vm.dev, self->fd));
+	EXPECT_EQ(1, probe_hits(ended));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	close_fd(&self->vm.dev);
+	EXPECT_EQ(2, probe_hits(begun));
+	EXPECT_EQ(2, probe_hits(ended));
+	pin(-1);
+}
+
 TEST_F(file, many_times)
 {
 	int i;
@@ -3615,6 +3653,28 @@ TEST_F(owed, paid_on_every_cpu)
 	for (i = 0; i < 2; i++)
 		EXPECT_EQ(host.noncoherent, hits_on(i) > before[i])
 			TH_LOG("on CPU %d", host.cpu[i]);
+}
+
+/* Each vCPU has a CPU of its own; the second one need not run to have been there. */
+TEST_F(owed, paid_for_every_vcpu)
+{
+	long before[2];
+	int i, second;
+
+	REQUIRE(no_cpus(2));
+	pin(0);
+	ASSERT_EQ(0, add_guest(&self->vm));
+	ASSERT_EQ(0, vm_wbinvd(&self->vm));
+	pin(1);
+	second = call(ioctl(self->vm.fd, KVM_CREATE_VCPU, 1UL));
+	ASSERT_LE(0, second);
+	for (i = 0; i < 2; i++)
+		before[i] = hits_on(i);
+	ASSERT_EQ(0, become(variant->how, &self->vm, self->fd, self->container));
+	for (i = 0; i < 2; i++)
+		EXPECT_EQ(host.noncoherent, hits_on(i) > before[i])
+			TH_LOG("on CPU %d", host.cpu[i]);
+	close(second);
 }
 
 /* CPUs that belong to somebody else are left in peace. */

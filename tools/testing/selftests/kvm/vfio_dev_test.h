@@ -86,6 +86,7 @@ static struct {
 	bool strict;
 	int nr_cpus;
 	int cpu[MAX_CPUS];		/* those we may run on */
+	uint32_t probe_type;		/* perf's number for kprobes */
 	int probe[MAX_CPUS];		/* counts wbinvd_ipi() on cpu[i] */
 	atomic_bool *lost;		/* did not become free; all processes see it */
 } host;
@@ -499,13 +500,18 @@ static inline int runner_stop(struct runner *r)
 
 /* --- How often WBINVD was executed for a guest --- */
 
-static inline long hits_on(int i)
+static inline long probe_hits(int probe)
 {
 	uint64_t count = 0;
 
-	if (read(host.probe[i], &count, sizeof(count)) != sizeof(count))
+	if (read(probe, &count, sizeof(count)) != sizeof(count))
 		return -1;
 	return count;
+}
+
+static inline long hits_on(int i)
+{
+	return probe_hits(host.probe[i]);
 }
 
 static inline long hits(void)
@@ -527,10 +533,10 @@ static inline int vm_noncoherent(struct vm *vm)
 	return ret ? ret : hits() > before;
 }
 
-static inline int open_probe(uint32_t type, const char *function, int cpu)
+static inline int open_probe(const char *function, int cpu)
 {
 	struct perf_event_attr attr = {
-		.type = type,
+		.type = host.probe_type,
 		.size = sizeof(attr),
 		.kprobe_func = (uintptr_t)function,
 	};
@@ -539,12 +545,12 @@ static inline int open_probe(uint32_t type, const char *function, int cpu)
 			    PERF_FLAG_FD_CLOEXEC));
 }
 
-static inline int open_probes(uint32_t type, const char *function)
+static inline int open_probes(const char *function)
 {
 	int i;
 
 	for (i = 0; i < host.nr_cpus; i++) {
-		host.probe[i] = open_probe(type, function, host.cpu[i]);
+		host.probe[i] = open_probe(function, host.cpu[i]);
 		if (host.probe[i] < 0)
 			break;
 	}
@@ -805,9 +811,10 @@ static inline void find_probe(void)
 		return;
 	ret = read_file(type_file, text, sizeof(text));
 	if (!ret) {
-		ret = open_probes(atoi(text), "kvm:wbinvd_ipi");
+		host.probe_type = atoi(text);
+		ret = open_probes("kvm:wbinvd_ipi");
 		if (ret)	/* not a module */
-			ret = open_probes(atoi(text), "wbinvd_ipi");
+			ret = open_probes("wbinvd_ipi");
 	}
 	if (ret)
 		snprintf(host.no_probe, sizeof(host.no_probe),
