@@ -19,9 +19,10 @@
 #include <linux/kprobes.h>
 #include <linux/module.h>
 #include <linux/ptrace.h>
+#include <linux/timekeeping.h>
 
-/* Long enough for any test, too short for the watchdogs */
-#define MOST_MS		10000
+/* Long enough for any test, too short for the watchdogs, by the clock of both */
+#define MOST_NS		(10 * NSEC_PER_SEC)
 
 static char *function;
 module_param(function, charp, 0444);
@@ -36,13 +37,13 @@ module_param(go, bool, 0644);
 
 static void hold(void)
 {
-	int ms;
+	u64 end = ktime_get_mono_fast_ns() + MOST_NS;
 
 	if (cmpxchg(&held, 0, 1))
 		return;
-	for (ms = 0; ms < MOST_MS && !READ_ONCE(go); ms++)
+	while (!READ_ONCE(go) && ktime_get_mono_fast_ns() < end)
 		mdelay(1);
-	if (ms == MOST_MS) {
+	if (!READ_ONCE(go)) {
 		WRITE_ONCE(held, 2);	/* first: the console is slow */
 		pr_err("nobody has let go\n");
 	}
