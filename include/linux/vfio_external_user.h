@@ -72,22 +72,23 @@ struct vfio_external_user_ops {
 
 /**
  * struct vfio_external_user - one VM's use of one VFIO file
- * @ops: the callbacks; set by the owner before get()
+ * @node: private to VFIO: in &vfio_external_slot.users.  First, so that a walk of
+ *	a file's users takes the least.
  * @kvm: the VM the file is used for; set by the owner before get()
+ * @ops: the callbacks; set by the owner before get()
  * @file: the VFIO file, referenced by get().  From del() on the reference is the
  *	owner's to drop.
  * @slot: private to VFIO: where the file's users are registered
- * @node: private to VFIO: in &vfio_external_slot.users
  *
  * Embedded in a structure of its owner, which allocates it and may free it
  * once del() has returned.  Nothing but @ops and @kvm has to be initialised.
  */
 struct vfio_external_user {
-	const struct vfio_external_user_ops *ops;
+	struct hlist_node node;
 	struct kvm *kvm;
+	const struct vfio_external_user_ops *ops;
 	struct file *file;
 	struct vfio_external_slot *slot;
-	struct hlist_node node;
 };
 
 /**
