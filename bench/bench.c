@@ -2,12 +2,12 @@
 /*
  * What do the KVM-VFIO device, and what follows from it, cost?
  *
- *	bench [--transitions] [--ktap] [--symbols] [N]
+ *	bench [--transitions[=MIB]] [--ktap] [--symbols] [N]
  *
  * Measures N groups (128): the lab's edu devices, and where it has none the
  * fixture's; 0 leaves out what is a function of their number, and --transitions
- * adds what is one of the size of the guest. --ktap makes the rows comments of a
- * test: was all of it measured? bench/gate judges the counts.
+ * adds what is one of the size of the guest, of MIB at most (1024). --ktap makes the
+ * rows comments of a test: was all of it measured? bench/gate judges the counts.
  *
  * Runs in the lab, with the TSC counting instructions: on QEMU with -icount (see
  * lab/run), on Bochs as it is. Each result is one row on standard output,
@@ -24,7 +24,8 @@
  *		cpu: the thread's CPU time, because it slept; waiting is not in it
  *
  * A METRIC named ..._flag says instead whether the VM is non-coherent after what
- * its name begins with: 1 or 0.
+ * its name begins with: 1 or 0. One named ..._later is what the thread does when
+ * that system call is over, before it is back in user space: see struct parts.
  *
  * bench/report makes tables and pictures of the rows of several runs.
  *
@@ -54,9 +55,11 @@
 #include <unistd.h>
 
 #define TRACING		"/sys/kernel/tracing/"
-#define TRACEPOINT	"kvm_vfio_coherency"
+#define FLAG_EVENT	TRACING "events/kvm_vfio/kvm_vfio_coherency/"
+#define EXIT_EVENT	TRACING "events/raw_syscalls/sys_exit/"
 
 #define MAX_GROUPS	1024
+#define MAX_USERS	8
 
 static void __attribute__((noreturn, format(printf, 1, 2))) fail(const char *format, ...)
 {
@@ -208,6 +211,98 @@ do {										\
 	       m_switches);							\
 } while (0)
 
+/* ---- the kernel's clock -------------------------------------------------- */
+
+static void forget_traced(void)
+{
+	must_put(TRACING "trace", "\n");
+}
+
+/* The TSC of the last event whose line has @text. */
+static uint64_t traced(const char *text)
+{
+	FILE *file = fopen(TRACING "trace", "r");
+	unsigned long long stamp = 0;
+	char line[256], *end;
+
+	if (!file)
+		fail(TRACING "trace: %s", strerror(errno));
+	while (fgets(line, sizeof(line), file)) {
+		/* TASK-PID [CPU] FLAGS STAMP: EVENT: ... */
+		end = strstr(line, ": ");
+		if (line[0] == '#' || !end || !strstr(end, text))
+			continue;
+		while (end > line && end[-1] >= '0' && end[-1] <= '9')
+			end--;
+		stamp = strtoull(end, NULL, 10);
+	}
+	fclose(file);
+	if (!stamp)
+		fail("there was no event \"%s\"", text);
+	return stamp;
+}
+
+/*
+ * A system call, and what the thread does between its end and user space. A change
+ * of coherency leaves work to that time (task work): nobody but the thread itself
+ * waits for it, and none of VFIO's locks is held. User space sees both as one.
+ *
+ * The tracepoint sys_exit lies between the two. The kernel comes to it when the
+ * function of the system call has returned, and runs task work after it, and the
+ * event says what the TSC was then.
+ *
+ * The tracepoint makes both parts longer, by what it does until it reads the TSC and
+ * what it does then. bench_trace() measures how much, with a call that leaves nothing
+ * to be done later, and that much is taken off: @call is what the whole system call
+ * takes without the tracepoint, if nothing is left for later; @later is that.
+ */
+struct parts {
+	struct cost call, later;
+};
+
+static struct cost floor_cost;		/* of the call that does nothing */
+static uint64_t call_overhead, later_overhead;
+
+static uint64_t without(uint64_t value, uint64_t part)
+{
+	return value > part ? value - part : 0;
+}
+
+/*
+ * Measure CALL, an ioctl, into the struct parts at PARTS, like measure(). Other
+ * threads get the CPU when there is a tick, and for the shorter part none was due:
+ * their work is in the longer one, and taken off that.
+ */
+#define measure_parts(parts, need, call)					\
+do {										\
+	uint64_t p_cpu, p_start, p_end, p_others = 0;				\
+	long p_switches;							\
+										\
+	forget_traced();							\
+	wait_for_room(need);							\
+	p_switches = switches();						\
+	p_cpu = cpu_time();							\
+	p_start = rdtsc();							\
+	call;									\
+	p_end = rdtsc();							\
+	p_cpu = (cpu_time() - p_cpu - cpu_clock_cost) * tsc_per_ns;		\
+	if (switches() != p_switches)						\
+		p_others = without(p_end - p_start, p_cpu);			\
+	sample_parts(parts, p_start, traced("sys_exit: "), p_end, p_others);	\
+} while (0)
+
+static void sample_parts(struct parts *parts, uint64_t start, uint64_t exit, uint64_t end,
+			 uint64_t others)
+{
+	uint64_t call = exit - start, later = end - exit;
+	bool call_is_longer = call > later;
+
+	call = without(call, call_overhead + (call_is_longer ? others : 0));
+	later = without(later, later_overhead + (call_is_longer ? 0 : others));
+	sample(&parts->call, call, others && call_is_longer);
+	sample(&parts->later, later, others && !call_is_longer);
+}
+
 /* Room for what was measured before, should it grow a bit. */
 static uint64_t room(const struct cost *cost)
 {
@@ -224,6 +319,16 @@ static void row(const char *groups, const char *dma, const char *metric, int n,
 	printf("%srow %s %s %s %d %llu %llu %s\n", row_prefix, groups, dma, metric, n,
 	       (unsigned long long)cost->least, (unsigned long long)cost->most,
 	       cost->slept ? "cpu" : "tsc");
+}
+
+static void rows_of_parts(const char *groups, const char *dma, const char *metric, int n,
+			  const struct parts *parts)
+{
+	char later[64];
+
+	snprintf(later, sizeof(later), "%s_later", metric);
+	row(groups, dma, metric, n, &parts->call);
+	row(groups, dma, later, n, &parts->later);
 }
 
 /* ---- groups -------------------------------------------------------------- */
@@ -350,16 +455,42 @@ static void close_vm(void)
 
 static void bench_floor(void)
 {
-	struct cost cost = { 0 };
 	int i, ret;
 
 	make_vm();
 	for (i = 0; i < 5; i++) {
-		measure(&cost, 20000, ret = has_attr());
+		measure(&floor_cost, 20000, ret = has_attr());
 		must(ret);
 	}
 	close_vm();
-	row("none", "-", "has_attr", 0, &cost);
+	row("none", "-", "has_attr", 0, &floor_cost);
+}
+
+/* For measure_parts(); each system call takes longer meanwhile. */
+static void trace_calls(bool on)
+{
+	must_put(EXIT_EVENT "enable", "%d", on);
+}
+
+static void bench_trace(void)
+{
+	struct parts nothing = { 0 };
+	int i, ret;
+
+	must_put(TRACING "trace_clock", "x86-tsc");
+	must_put(EXIT_EVENT "filter", "id == %d", SYS_ioctl);
+	make_vm();
+	trace_calls(true);
+	for (i = 0; i < 5; i++) {
+		measure_parts(&nothing, 20000, ret = has_attr());
+		must(ret);
+	}
+	trace_calls(false);
+	close_vm();
+	call_overhead = without(nothing.call.least, floor_cost.least);
+	later_overhead = nothing.later.least;
+	printf("# tracing a call takes %llu instructions until it ends, and %llu then\n",
+	       (unsigned long long)call_overhead, (unsigned long long)later_overhead);
 }
 
 enum order { FRONT, MIDDLE, BACK, ORDERS };
@@ -437,6 +568,57 @@ static void bench_close(int n, int repeats)
 		measure(&ending, ~0ull, close(device));
 	}
 	row(pool.groups, pool.dma, "teardown", n, &ending);
+}
+
+/* All @users VMs let go of the file, in this order; the first one is measured. */
+static void del_by_all(const int *devices, int users, bool newest_first, struct cost *cost)
+{
+	int i, ret;
+
+	for (i = 0; i < users; i++) {
+		device = devices[newest_first ? users - 1 - i : i];
+		if (i) {
+			must(del(0));
+			continue;
+		}
+		measure(cost, ~0ull, ret = del(0));
+		must(ret);
+	}
+}
+
+/*
+ * One file, and @users VMs that track it: what does the last ADD of it take, and what the
+ * first DEL, of the VM that added it last, or first? Each VM tracks another file all the
+ * time, so nothing else changes for it.
+ */
+static void bench_shared(int users)
+{
+	struct cost adding = { 0 }, newest = { 0 }, oldest = { 0 };
+	int vms[MAX_USERS], devices[MAX_USERS], i, ret, repeats = 6;
+
+	for (i = 0; i < users; i++) {
+		make_vm();
+		must(add(1));
+		vms[i] = vm;
+		devices[i] = device;
+	}
+	while (repeats--) {
+		for (i = 0; i < users - 1; i++) {
+			device = devices[i];
+			must(add(0));
+		}
+		device = devices[users - 1];
+		measure(&adding, ~0ull, ret = add(0));
+		must(ret);
+		del_by_all(devices, users, repeats % 2, repeats % 2 ? &newest : &oldest);
+	}
+	for (i = 0; i < users; i++) {
+		close(devices[i]);
+		close(vms[i]);
+	}
+	row(pool.groups, pool.dma, "shared_add", users, &adding);
+	row(pool.groups, pool.dma, "shared_del_newest", users, &newest);
+	row(pool.groups, pool.dma, "shared_del_oldest", users, &oldest);
 }
 
 static void bench_groups(int rounds)
@@ -656,29 +838,6 @@ static void bench_guest_as(const char *dma)
 	row(pool.groups, dma, "fault", 0, &fault);
 }
 
-/* When the device last said that the VM is non-coherent. */
-static uint64_t traced_flag(void)
-{
-	FILE *file = fopen(TRACING "trace", "r");
-	unsigned long long stamp = 0;
-	char line[256], *end;
-
-	if (!file)
-		fail(TRACING "trace: %s", strerror(errno));
-	while (fgets(line, sizeof(line), file)) {
-		end = strstr(line, ": " TRACEPOINT ": ");
-		if (!end || !strstr(end, ", vm non-coherent"))
-			continue;
-		while (end > line && end[-1] >= '0' && end[-1] <= '9')
-			end--;
-		stamp = strtoull(end, NULL, 10);
-	}
-	fclose(file);
-	if (!stamp)
-		fail("the attached group made no event " TRACEPOINT " of a non-coherent VM");
-	return stamp;
-}
-
 /*
  * From the beginning of VFIO_SET_IOMMU until KVM treats the VM as non-coherent, which
  * is the moment before the event says so. What the event takes is in it, and so is
@@ -690,26 +849,26 @@ static void bench_attach_to_flag(void)
 	uint64_t start;
 	int i;
 
-	must_put(TRACING "trace_clock", "x86-tsc");
-	if (put(TRACING "events/kvm_vfio/" TRACEPOINT "/enable", "1"))
+	if (put(FLAG_EVENT "enable", "1"))
 		return;
 	for (i = 0; i < 5; i++) {
 		join(pool.fd[0]);
-		must_put(TRACING "trace", "\n");
+		forget_traced();
 		wait_for_room(2000000);
 		start = rdtsc();
 		must(set_iommu());
-		sample(&cost, traced_flag() - start, false);
+		sample(&cost, traced(", vm non-coherent") - start, false);
 		leave(pool.fd[0]);
 	}
-	must_put(TRACING "events/kvm_vfio/" TRACEPOINT "/enable", "0");
+	must_put(FLAG_EVENT "enable", "0");
 	row(pool.groups, pool.dma, "attach_to_flag", 1, &cost);
 }
 
 /* The pool is of non-coherent groups, not attached yet. */
 static void bench_attach(void)
 {
-	struct cost cost = { 0 }, added = { 0 }, attach = { 0 }, detach = { 0 };
+	struct cost cost = { 0 }, added = { 0 };
+	struct parts attach = { 0 }, detach = { 0 };
 	uint64_t coherent, noncoherent;
 	int i, ret;
 
@@ -726,18 +885,20 @@ static void bench_attach(void)
 	added = wbinvd_cost();
 	added.most = added.least = added.least > (coherent + noncoherent) / 2;
 	row(pool.groups, pool.dma, "add_unattached_flag", 1, &added);
+	trace_calls(true);
 	for (i = 0; i < 5; i++) {
 		join(pool.fd[0]);
-		measure(&attach, 2000000, ret = set_iommu());
+		measure_parts(&attach, 2000000, ret = set_iommu());
 		must(ret);
 		cost = wbinvd_cost();
 		/* Nothing but the flag makes it cost as much. */
 		cost.most = cost.least = cost.least > (coherent + noncoherent) / 2;
-		measure(&detach, 2000000, leave(pool.fd[0]));
+		measure_parts(&detach, 2000000, leave(pool.fd[0]));
 	}
-	row(pool.groups, pool.dma, "attach", 1, &attach);
+	trace_calls(false);
+	rows_of_parts(pool.groups, pool.dma, "attach", 1, &attach);
 	row(pool.groups, pool.dma, "attach_flag", 1, &cost);
-	row(pool.groups, pool.dma, "detach", 1, &detach);
+	rows_of_parts(pool.groups, pool.dma, "detach", 1, &detach);
 	cost = wbinvd_cost();
 	cost.most = cost.least = cost.least > (coherent + noncoherent) / 2;
 	row(pool.groups, pool.dma, "detach_flag", 1, &cost);
@@ -774,54 +935,101 @@ static uint8_t *alias(int mib, bool huge)
 	return start;
 }
 
-static void bench_transition(const char *there, const char *back, int mib, bool huge)
+/* The calls that change a VM's coherency */
+enum transition { ADD, DEL, ATTACH, DETACH, TRANSITIONS };
+static const char *const transition_metric[TRANSITIONS] = {
+	"to_noncoherent", "to_coherent", "attach", "detach",
+};
+
+/* The guest maps all of its memory, what was zapped comes back, and has WBINVD skipped. */
+static void map_all(int mib, bool huge)
 {
-	struct cost on = { 0 }, off = { 0 };
+	struct kvm_regs regs = { .rbx = PAGES, .rdx = huge ? 2 * MIB : 4096 };
+
+	regs.rcx = (uint64_t)mib * MIB / regs.rdx;
+	if (mib)
+		guest(guest_map, regs);
+	guest(guest_wbinvd, (struct kvm_regs){ .rcx = 1 });
+}
+
+static void transition(struct parts *parts, enum transition transition, int mib, bool huge)
+{
+	int ret = 0;
+
+	map_all(mib, huge);
+	if (transition == ATTACH) {
+		/*
+		 * What an attachment allocates has just been freed, whatever the
+		 * guest's page faults left of the CPU's pages.
+		 */
+		join(pool.fd[0]);
+		must(set_iommu());
+		leave(pool.fd[0]);
+		must(add(0));
+		join(pool.fd[0]);
+	}
+	switch (transition) {
+	case ADD:
+		measure_parts(&parts[ADD], 3000000, ret = add(0));
+		break;
+	case DEL:
+		measure_parts(&parts[DEL], 3000000, ret = del(0));
+		break;
+	case ATTACH:
+		measure_parts(&parts[ATTACH], 3000000, ret = set_iommu());
+		break;
+	default:
+		measure_parts(&parts[DETACH], 3000000, leave(pool.fd[0]));
+	}
+	must(ret);
+}
+
+/* With @mib MiB mapped. The pool is of non-coherent groups, none of them attached. */
+static void bench_transition(int mib, bool huge)
+{
+	struct parts parts[TRANSITIONS] = { 0 };
 	uint8_t *memory = NULL;
-	int i, ret;
+	char metric[32];
+	int i;
 
 	make_guest();
 	if (mib) {
 		memory = alias(mib, huge);
 		add_slot(1, PAGES, (size_t)mib * MIB, memory);
 	}
-	for (i = 0; i < (mib < 1024 ? 3 : 1); i++) {
-		struct kvm_regs regs = { .rbx = PAGES, .rdx = huge ? 2 * MIB : 4096 };
-
-		regs.rcx = (uint64_t)mib * MIB / regs.rdx;
-		if (mib)
-			guest(guest_map, regs);
-		guest(guest_wbinvd, (struct kvm_regs){ .rcx = 1 });
-		measure(&on, 3000000, ret = add(0));
-		must(ret);
-		/* What was zapped comes back. */
-		if (mib)
-			guest(guest_map, regs);
-		measure(&off, 3000000, ret = del(0));
-		must(ret);
+	for (i = 0; i < (mib ? 1 : 3); i++) {
+		transition(parts, ATTACH, mib, huge);
+		transition(parts, DEL, mib, huge);
+		transition(parts, ADD, mib, huge);
+		transition(parts, DETACH, mib, huge);
+		must(del(0));
 	}
-	row(pool.groups, pool.dma, there, mib, &on);
-	row(pool.groups, pool.dma, back, mib, &off);
+	for (i = 0; i < TRANSITIONS; i++) {
+		snprintf(metric, sizeof(metric), "%s_%s", transition_metric[i], huge ? "2m" : "4k");
+		rows_of_parts(pool.groups, pool.dma, metric, mib, &parts[i]);
+	}
 	close_guest();
 	if (memory)
 		munmap(memory, (size_t)mib * MIB);
 }
 
-static void bench_transitions(void)
+static void bench_transitions(int most)
 {
-	static const int sizes[] = { 64, 1024 };
+	static const int sizes[] = { 0, 256, 1024 };
 	unsigned int i;
 
 	must_put("/proc/sys/vm/nr_hugepages", "4");
-	bench_transition("to_noncoherent_4k", "to_coherent_4k", 0, false);
-	bench_transition("to_noncoherent_2m", "to_coherent_2m", 0, false);
-	for (i = 0; i < ARRAY_SIZE(sizes); i++) {
-		bench_transition("to_noncoherent_4k", "to_coherent_4k", sizes[i], false);
-		bench_transition("to_noncoherent_2m", "to_coherent_2m", sizes[i], true);
+	pool.container = must(open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC));
+	trace_calls(true);
+	for (i = 0; i < ARRAY_SIZE(sizes) && sizes[i] <= most; i++) {
+		bench_transition(sizes[i], false);
+		bench_transition(sizes[i], true);
 	}
+	trace_calls(false);
+	close(pool.container);
 }
 
-static void bench_guests(bool transitions)
+static void bench_guests(int transitions)
 {
 	make_guest();
 	bench_guest_as("coherent");
@@ -829,22 +1037,24 @@ static void bench_guests(bool transitions)
 	if (strcmp(pool.dma, "noncoherent"))
 		return;
 	bench_attach();
+	if (transitions)
+		bench_transitions(transitions);
 	attach_pool();
 	make_guest();
 	must(add(0));
 	bench_guest_as("noncoherent");
 	close_guest();
-	if (transitions)
-		bench_transitions();
 }
 
 static void bench_pool(void)
 {
-	static const int sizes[] = { 1, 64, 128, 512 };
+	static const int sizes[] = { 1, 64, 128, 512 }, users[] = { 1, 2, MAX_USERS };
 	unsigned int i;
 
 	for (i = 0; i < ARRAY_SIZE(sizes); i++)
 		bench_close(sizes[i], 3);
+	for (i = 0; i < ARRAY_SIZE(users) && pool.n > 1; i++)
+		bench_shared(users[i]);
 	/* The stock modules' time for it grows with the square of the number. */
 	bench_groups(pool.n > 128 ? 1 : 2);
 }
@@ -858,7 +1068,7 @@ static void bench_edu(const char *list, int n)
 	pool.dma = snoop && !strcmp(snoop, "off") ? "noncoherent" : "coherent";
 	open_edu(list, n);
 	if (!strcmp(pool.dma, "noncoherent"))
-		bench_guests(false);
+		bench_guests(0);
 	else
 		attach_pool();
 	bench_pool();
@@ -867,7 +1077,7 @@ static void bench_edu(const char *list, int n)
 
 /* ---- putting it together ------------------------------------------------- */
 
-static void bench_fixture_guests(bool transitions)
+static void bench_fixture_guests(int transitions)
 {
 	load_fixture(0, 1);
 	pool.groups = "fixture";
@@ -877,7 +1087,7 @@ static void bench_fixture_guests(bool transitions)
 	close_pool();
 }
 
-static void bench_fixture(int n, bool transitions)
+static void bench_fixture(int n, int transitions)
 {
 	load_fixture(n, n);
 	pool.groups = "fixture";
@@ -927,15 +1137,17 @@ static void set_up(void)
 int main(int argc, char **argv)
 {
 	const char *edu = getenv("LAB_EDU"), *groups = "128";
-	bool ktap = false, transitions = false;
-	int i;
+	bool ktap = false;
+	int i, transitions = 0;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	for (i = 1; i < argc; i++) {
 		if (!strcmp(argv[i], "--ktap"))
 			ktap = true;
 		else if (!strcmp(argv[i], "--transitions"))
-			transitions = true;
+			transitions = 1024;
+		else if (!strncmp(argv[i], "--transitions=", 14))
+			transitions = atoi(argv[i] + 14);
 		else if (!strcmp(argv[i], "--symbols"))
 			print_symbols();
 		else
@@ -949,6 +1161,7 @@ int main(int argc, char **argv)
 	}
 	set_up();
 	bench_floor();
+	bench_trace();
 	if (!atoi(groups))
 		bench_fixture_guests(transitions);
 	else if (edu && *edu)
