@@ -116,7 +116,11 @@ out/lab/wbinvd_test: lab/wbinvd_test.c lab/wbinvd_phase.c lab/wbinvd_phase.h
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -pthread -o $@ $(filter %.c,$^)
 
-out/lab/ept_test out/lab/mixed_test out/lab/mtty_test out/lab/mixtures_test: out/lab/%: lab/%.c lab/testdev.h
+out/lab/ept_test: lab/ept_test.c lab/ept_roots.c lab/ept.h lab/testdev.h
+	@mkdir -p $(@D)
+	$(CC) -O2 -Wall -static -pthread -o $@ $(filter %.c,$^)
+
+out/lab/mixed_test out/lab/mtty_test out/lab/mixtures_test: out/lab/%: lab/%.c lab/testdev.h
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -pthread -o $@ $<
 

@@ -33,7 +33,9 @@
  *    no fault installs an old type after it. Without, the last old entry is gone.
  *    Bochs counts none, so a kprobe on the very instruction does, CPU by CPU.
  *
- * Output: KTAP. Build: cc -O2 -static -pthread -o ept_test ept_test.c
+ * With the argument "roots" it runs the cases of ept_roots.c instead.
+ *
+ * Output: KTAP. Build: cc -O2 -static -pthread -o ept_test ept_test.c ept_roots.c
  */
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -61,24 +63,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define READ(x)		__atomic_load_n(&(x), __ATOMIC_SEQ_CST)
-#define WRITE(x, value)	__atomic_store_n(&(x), value, __ATOMIC_SEQ_CST)
+#include "ept.h"
 
 #define TRACING		"/sys/kernel/tracing/"
 #define DEBUGFS		"/sys/kernel/debug/"
-
-/* Guest-physical addresses. */
-#define LOW		0x00000000u	/* 1 MiB of RAM: code, data, fixed MTRRs */
-#define CODE		0x00001000u
-#define DATA		0x00002000u	/* struct shared */
-#define HUGE		0x00400000u	/* 4 MiB of RAM in 2 MiB pages */
-#define SMALL		0x01000000u	/* 1 MiB of RAM in 4 KiB pages */
-#define HOST_MMIO	0xc0000000u	/* a BAR of the emulated host */
-#define HOLE		0xd0000000u	/* nothing */
-
-enum { UC = 0, WC = 1, WT = 4, WP = 5, WB = 6 };	/* as in MTRRs and EPT */
-
-#define IPAT		8			/* ours, beside a type */
 
 #define MSR_MTRR_BASE(n)	(0x200 + 2 * (n))
 #define MSR_MTRR_MASK(n)	(0x201 + 2 * (n))
@@ -108,14 +96,11 @@ static bool legacy;
 
 /* ---- failing ------------------------------------------------------------- */
 
-static jmp_buf test_end;
-enum { PASSED, FAILED, SKIPPED };
+jmp_buf test_end;
+char variant[60];
 static char reason[200];
-static char variant[60];		/* of the test that is running, if it has some */
 
-/* End the test that is running. Only for the main thread. */
-static void __attribute__((noreturn, format(printf, 2, 3)))
-end_test(int how, const char *format, ...)
+void end_test(int how, const char *format, ...)
 {
 	va_list args;
 
@@ -125,15 +110,10 @@ end_test(int how, const char *format, ...)
 	longjmp(test_end, how);
 }
 
-#define fail(...)	end_test(FAILED, __VA_ARGS__)
-#define skip(...)	end_test(SKIPPED, __VA_ARGS__)
-
-#include "testdev.h"
-
 /* ---- what the tracepoints tell ------------------------------------------- */
 
 struct event {
-	enum { CHANGED, SET, FLUSH, ENTRY, EXIT, WBINVD_EXIT, MARK } kind;
+	enum { CHANGED, SET, FLUSH, LEAVE, ENTRY, EXIT, WBINVD_EXIT, MARK } kind;
 	uint64_t gfn, old, new;
 	int level;
 	int cpu;
@@ -185,6 +165,8 @@ static void record(const char *line)
 		event = (struct event){ SET, gfn, 0, new, level, 0 };
 	else if (strstr(line, "wbinvd: (") && (cpu = strchr(line, '[')))
 		event = (struct event){ .kind = FLUSH, .cpu = atoi(cpu + 1) };
+	else if (strstr(line, "leave: ("))
+		event.kind = LEAVE;
 	else if (strstr(line, "kvm_exit: "))
 		event.kind = strstr(line, "reason WBINVD") ? WBINVD_EXIT : EXIT;
 	else if (strstr(line, "kvm_entry: "))
@@ -220,7 +202,7 @@ static void read_trace(void)
 }
 
 /* The number of the next event: all before it happened before this call. */
-static int mark(void)
+int mark(void)
 {
 	int i = event_count;
 
@@ -243,16 +225,6 @@ static bool maps(const struct event *event, uint64_t gpa)
 	       gpa >> 12 >= event->gfn && gpa >> 12 < event->gfn + pages;
 }
 
-/*
- * How many entries of each type mapped GPA when event END happened. Counted by
- * type, because the hardware sets accessed and dirty bits meanwhile, and an
- * entry may be in more than one root.
- */
-struct entries {
-	int count[16];
-	int level;
-};
-
 /* Without the TDP MMU: what a fault has installed last, be it still there or not. */
 static struct entries entry_set_last(uint64_t gpa, int end)
 {
@@ -271,7 +243,7 @@ static struct entries entry_set_last(uint64_t gpa, int end)
 	return found;
 }
 
-static struct entries entries_at(uint64_t gpa, int end)
+struct entries entries_at(uint64_t gpa, int end)
 {
 	struct entries found = { 0 };
 	int i;
@@ -325,7 +297,7 @@ static int count_between(int kind, int cpu, int begin, int end)
 }
 
 /* GPA is mapped, with TYPE and with nothing else. */
-static void expect(uint64_t gpa, int type)
+void expect(uint64_t gpa, int type)
 {
 	struct entries found = entries_at(gpa, mark());
 	int i;
@@ -347,7 +319,7 @@ static void expect_level(uint64_t gpa, int level)
 		     (unsigned long long)gpa, found, level);
 }
 
-static void start_trace(void)
+void start_trace(void)
 {
 	char scrap[4096];
 
@@ -358,6 +330,7 @@ static void start_trace(void)
 	must_put(TRACING "events/kvm/kvm_exit/enable", "1");
 	must_put(TRACING "events/kvm/kvm_entry/enable", "1");
 	must_put(TRACING "events/lab/wbinvd/enable", "1");
+	must_put(TRACING "events/lab/leave/enable", "1");
 	must_put(TRACING "tracing_on", "1");
 	trace_marker = must(open(TRACING "trace_marker", O_WRONLY | O_CLOEXEC));
 	trace_pipe = must(open(TRACING "trace_pipe",
@@ -367,7 +340,7 @@ static void start_trace(void)
 	event_count = 0;
 }
 
-static void stop_trace(void)
+void stop_trace(void)
 {
 	put(TRACING "events/enable", "0");
 	if (trace_pipe >= 0)
@@ -377,7 +350,26 @@ static void stop_trace(void)
 	trace_pipe = trace_marker = -1;
 }
 
-/* ---- where WBINVD is executed -------------------------------------------- */
+/* ---- where WBINVD is executed, and old entries put out of use ------------- */
+
+bool kernel_has(const char *function)
+{
+	FILE *symbols = fopen("/proc/kallsyms", "re");
+	char line[200], name[100];
+	bool found = false;
+
+	while (symbols && !found && fgets(line, sizeof(line), symbols))
+		found = sscanf(line, "%*s %*s %99s", name) == 1 && !strcmp(name, function);
+	if (symbols)
+		fclose(symbols);
+	return found;
+}
+
+/* The function that puts the old entries out of use; stock has another one for that. */
+static const char *leave_function(void)
+{
+	return kernel_has("kvm_mmu_leave_sptes") ? "kvm_mmu_leave_sptes" : "kvm_zap_gfn_range";
+}
 
 /* Whether the kernel's memory could be read there. */
 static bool read_kernel(uint64_t address, void *to, size_t size)
@@ -461,15 +453,19 @@ static uint64_t address_of_probed(const char *function)
 	return found;
 }
 
-/* Make lab/wbinvd the event that a CPU executes WBINVD for a guest. */
-static void probe_wbinvd(void)
+/*
+ * Make lab/wbinvd the event that a CPU executes WBINVD for a guest, and lab/leave that
+ * somebody begins to put old entries out of use.
+ */
+static void place_probes(void)
 {
 	char offset[16];
 
 	must_put(TRACING "kprobe_events", "p:lab/wbinvd kvm:wbinvd_ipi");
 	snprintf(offset, sizeof(offset), "%d", wbinvd_in(address_of_probed("wbinvd_ipi")));
 	/* In place of the first one: opening the file to write empties it. */
-	must_put(TRACING "kprobe_events", "p:lab/wbinvd kvm:wbinvd_ipi+%s", offset);
+	must_put(TRACING "kprobe_events", "p:lab/wbinvd kvm:wbinvd_ipi+%s\np:lab/leave kvm:%s",
+		 offset, leave_function());
 }
 
 /* ---- the guest ----------------------------------------------------------- */
@@ -507,25 +503,8 @@ asm(".pushsection .rodata\n"
 extern const char guest_code[], guest_code_end[], guest_write[], guest_read[],
 		  guest_spin[], guest_wrmsr[], guest_cr0[], guest_wbinvd[];
 
-struct shared {
-	uint32_t loops;
-	uint32_t stop;
-};
-
-static int kvm = -1;
-
-static struct vm {
-	int fd, vcpu, device;
-	struct kvm_run *run;
-	size_t run_size;
-	int physical_bits;
-	void *low, *huge, *small, *mmio;
-	struct shared *shared;
-	pthread_t thread;
-	bool spinning;
-	char trouble[100];		/* of the vCPU thread */
-	int mmio_exits;
-} vm;
+int kvm = -1;
+struct vm vm;
 
 static void *ram(size_t size, int advice)
 {
@@ -582,7 +561,7 @@ static void set_msr(uint32_t index, uint64_t value)
 }
 
 /* A VM with one vCPU whose MTRRs say WB everywhere, as a BIOS leaves RAM. */
-static void make_vm(void)
+void make_vm(void)
 {
 	vm.fd = must(ioctl(kvm, KVM_CREATE_VM, 0));
 	vm.low = ram(MIB, MADV_NOHUGEPAGE);
@@ -641,8 +620,16 @@ static void guest(const char *entry, struct kvm_regs regs)
 		fail("the guest: %s", trouble);
 }
 
-#define guest_touches(gpa)	guest(guest_write, (struct kvm_regs){ .rbx = (gpa) })
-#define guest_reads(gpa)	guest(guest_read, (struct kvm_regs){ .rbx = (gpa) })
+void guest_touches(uint32_t gpa)
+{
+	guest(guest_write, (struct kvm_regs){ .rbx = gpa });
+}
+
+void guest_reads(uint32_t gpa)
+{
+	guest(guest_read, (struct kvm_regs){ .rbx = gpa });
+}
+
 #define guest_sets_cr0(value)	guest(guest_cr0, (struct kvm_regs){ .rbx = (value) })
 
 static void guest_writes_msr(uint32_t index, uint64_t value)
@@ -651,7 +638,7 @@ static void guest_writes_msr(uint32_t index, uint64_t value)
 		.rcx = index, .rax = (uint32_t)value, .rdx = value >> 32 });
 }
 
-static void *spin(void *unused __attribute__((unused)))
+void *spin(void *unused __attribute__((unused)))
 {
 	const char *trouble = run_guest();
 
@@ -661,7 +648,7 @@ static void *spin(void *unused __attribute__((unused)))
 }
 
 /* Wait until the vCPU has gone round its loop once more, from the start. */
-static void let_it_spin(void)
+void let_it_spin(void)
 {
 	uint32_t before = READ(vm.shared->loops);
 	int i;
@@ -686,7 +673,7 @@ static cpu_set_t cpus(int cpu)
 	return set;
 }
 
-static void run_on(int cpu)
+void run_on(int cpu)
 {
 	cpu_set_t set = cpus(cpu);
 
@@ -701,7 +688,7 @@ static void spin_on(int cpu)
 		fail("the vCPU's thread cannot be moved to CPU %d", cpu);
 }
 
-static pthread_t thread_on(int cpu, void *(*run)(void *))
+pthread_t thread_on(int cpu, void *(*run)(void *))
 {
 	cpu_set_t set = cpus(cpu);
 	pthread_attr_t attr;
@@ -725,13 +712,13 @@ static void start_reading(uint32_t gpa1, uint32_t gpa2)
 	vm.spinning = true;
 }
 
-static void start_spinning(void)
+void start_spinning(void)
 {
 	start_reading(SMALL, HUGE);
 	let_it_spin();
 }
 
-static void stop_spinning(void)
+void stop_spinning(void)
 {
 	if (!vm.spinning)
 		return;
@@ -757,12 +744,9 @@ static int page_count;
 
 /* ---- VFIO ---------------------------------------------------------------- */
 
-/* The fixture's devices: three that are coherent, two that are not. */
-enum { COHERENT, NONCOHERENT = 3, NONCOHERENT2, DEVICES };
+int group[DEVICES], container[2];
 
-static int group[DEVICES], container[2];
-
-static void set_up_vfio(void)
+void set_up_vfio(void)
 {
 	int id;
 
@@ -773,7 +757,7 @@ static void set_up_vfio(void)
 }
 
 /* Attach a group; the first one of a container chooses its IOMMU. */
-static void join(int id, int c)
+void join(int id, int c)
 {
 	must(ioctl(group[id], VFIO_GROUP_SET_CONTAINER, &container[c]));
 }
@@ -783,7 +767,7 @@ static void set_iommu(int c)
 	must(ioctl(container[c], VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
 }
 
-static void attach(int id, int c)
+void attach(int id, int c)
 {
 	join(id, c);
 	set_iommu(c);
@@ -794,7 +778,7 @@ static void leave(int id)
 	must(ioctl(group[id], VFIO_GROUP_UNSET_CONTAINER));
 }
 
-static int device_attr(int attr, int id)
+int device_attr(int attr, int id)
 {
 	struct kvm_device_attr request = {
 		.group = KVM_DEV_VFIO_GROUP, .attr = attr,
@@ -804,7 +788,7 @@ static int device_attr(int attr, int id)
 	return ioctl(vm.device, KVM_SET_DEVICE_ATTR, &request);
 }
 
-static void make_device(void)
+void make_device(void)
 {
 	struct kvm_create_device request = { .type = KVM_DEV_TYPE_VFIO };
 
@@ -812,12 +796,12 @@ static void make_device(void)
 	vm.device = request.fd;
 }
 
-static void add(int id)
+void add(int id)
 {
 	must(device_attr(KVM_DEV_VFIO_GROUP_ADD, id));
 }
 
-static void del(int id)
+void del(int id)
 {
 	must(device_attr(KVM_DEV_VFIO_GROUP_DEL, id));
 }
@@ -835,23 +819,21 @@ static void unbind(int id)
 
 /* ---- from test to test --------------------------------------------------- */
 
-static void unload(const char *name)
+void unload(const char *name)
 {
 	if (syscall(SYS_delete_module, name, O_NONBLOCK))
 		fail("the module %s does not unload: %s", name, strerror(errno));
 }
 
 /* The modules are where lab/init took them from. */
-static void load_kvm_without_tdp_mmu(void)
+void load_kvm(const char *options)
 {
 	struct utsname name;
 	char path[200];
 
 	uname(&name);
-	unload("kvm_intel");
-	unload("kvm");
 	snprintf(path, sizeof(path), "/lib/modules/%s/kvm.ko", name.release);
-	load(path, "tdp_mmu=0");
+	load(path, options);
 	snprintf(path, sizeof(path), "/lib/modules/%s/kvm_intel.ko", name.release);
 	load(path, "");
 }
@@ -872,9 +854,7 @@ static void set_wbinvd_exit(bool wanted)
 
 /* ---- one thread held, another one on its way ----------------------------- */
 
-#define HOLD		"/sys/module/hold/parameters/"
-
-/* An ADD or DEL of NONCOHERENT by another thread, on CPU 0. */
+/* An ADD or DEL of NONCOHERENT by another thread */
 static struct {
 	bool started, done;
 	pthread_t thread;
@@ -891,44 +871,36 @@ static void *make_change(void *unused __attribute__((unused)))
 	return NULL;
 }
 
-static void start_change(int attr)
+void start_change_on(int cpu, int attr)
 {
 	change.attr = attr;
 	change.done = false;
 	change.tid = 0;
-	change.thread = thread_on(0, make_change);
+	change.thread = thread_on(cpu, make_change);
 	change.started = true;
 }
 
-static bool kernel_has(const char *function)
+void start_change(int attr)
 {
-	FILE *symbols = fopen("/proc/kallsyms", "re");
-	char line[200], name[100];
-	bool found = false;
-
-	while (symbols && !found && fgets(line, sizeof(line), symbols))
-		found = sscanf(line, "%*s %*s %99s", name) == 1 && !strcmp(name, function);
-	if (symbols)
-		fclose(symbols);
-	return found;
+	start_change_on(0, attr);
 }
 
-static bool somebody_is_held(void)
+bool somebody_is_held(void)
 {
 	return get_number(HOLD "held") == 1;
 }
 
-static bool change_has_ended(void)
+bool change_has_ended(void)
 {
 	return READ(change.done);
 }
 
-static bool held_or_change_ended(void)
+bool held_or_change_ended(void)
 {
 	return READ(change.done) || somebody_is_held();
 }
 
-static void wait_until(bool (*condition)(void), const char *what)
+void wait_until(bool (*condition)(void), const char *what)
 {
 	int i;
 
@@ -940,7 +912,7 @@ static void wait_until(bool (*condition)(void), const char *what)
 }
 
 /* Let go, which is too late if nobody is held any more. */
-static void end_change(void)
+void end_change(void)
 {
 	if (!somebody_is_held())
 		fail("nobody is held until the test has done its part");
@@ -970,6 +942,8 @@ static struct {
 /* A vCPU by its descriptor, before its creation has returned that */
 static struct {
 	int fd;
+	struct kvm_run *run;
+	size_t run_size;
 	bool made, done;
 	pid_t tid;
 	const char *trouble;
@@ -984,7 +958,7 @@ static void forget_vm(void)
 	page_count = 0;
 }
 
-static void set_up(void)
+void set_up(void)
 {
 	forget_vm();
 	run_on(0);
@@ -994,11 +968,12 @@ static void set_up(void)
 	make_device();
 }
 
-static void tear_down(void)
+void tear_down(void)
 {
 	int id;
 
 	tear_down_hold();
+	tear_down_roots();
 	if (vm.spinning)
 		WRITE(vm.shared->stop, 1);
 	close_fd(&uffd);		/* lets go whoever waits for it */
@@ -1006,6 +981,8 @@ static void tear_down(void)
 		pthread_join(vm.thread, NULL);
 	syscall(SYS_delete_module, "hold", O_NONBLOCK);
 	run_on(-1);
+	if (guessed.run)
+		munmap(guessed.run, guessed.run_size);
 	if (guessed.made)
 		close(guessed.fd);
 	memset(&guessed, 0, sizeof(guessed));
@@ -1378,14 +1355,47 @@ static bool in_guest_at(int end)
 	return false;
 }
 
+static int first_between(int kind, int begin, int end)
+{
+	while (begin < end && events[begin].kind != (typeof(events->kind))kind)
+		begin++;
+	return begin;
+}
+
+/*
+ * A vCPU that is in the guest when its old root is put out of use has left it before
+ * anybody's caches are written back, and before the call returns. An exit of before
+ * does not count: the vCPU may have come back with the old root.
+ */
+static void expect_left(int begin, int end)
+{
+	int leave = first_between(LEAVE, begin, end);
+	int flush = first_between(FLUSH, begin, end);
+	int i;
+
+	if (leave == end)
+		fail("the call returns without putting the old entries out of use");
+	if (flush < leave)
+		fail("CPU %d is flushed before the old entries are put out of use",
+		     events[flush].cpu);
+	if (legacy || !in_guest_at(leave))
+		return;
+	for (i = leave; i < flush; i++)
+		if (events[i].kind == EXIT || events[i].kind == WBINVD_EXIT)
+			return;
+	if (flush < end)
+		fail("CPU %d is flushed while the vCPU has not left the old root",
+		     events[flush].cpu);
+	fail("the vCPU has not left the old root when the call returns");
+}
+
 /*
  * CPUs write their caches back when nobody can dirty them through an old entry
  * any more. And not on the way back.
  */
 static void expect_flushes_last(int old, int new, bool noncoherent, int begin, int end)
 {
-	/* In the guest, and so with an old root: that has to end first. */
-	bool old_root = !legacy && in_guest_at(begin), flushed = false;
+	bool flushed = false;
 	int i;
 
 	for (i = begin; i < end; i++) {
@@ -1397,13 +1407,9 @@ static void expect_flushes_last(int old, int new, bool noncoherent, int begin, i
 		bool installs = event->kind == SET && old != new &&
 				type_of(event->new) == old;
 
-		old_root &= event->kind != EXIT && event->kind != WBINVD_EXIT;
 		flushed |= event->kind == FLUSH;
 		if (flushed && !noncoherent)
 			fail("CPU %d is flushed although the VM becomes coherent", event->cpu);
-		if (flushed && old_root)
-			fail("CPU %d is flushed while the vCPU has not left the old root",
-			     event->cpu);
 		if (flushed && (removes || installs))
 			fail("an old entry of frame %#llx is %s after a flush",
 			     (unsigned long long)event->gfn, removes ? "removed" : "made");
@@ -1414,7 +1420,7 @@ static void expect_flushes_last(int old, int new, bool noncoherent, int begin, i
  * CHANGE makes the VM (non-)coherent, and so turns all pages watched from one type
  * into another. Even an entry that is to have the same type again is removed.
  */
-static void changes(void (*change)(void), bool noncoherent)
+void changes(void (*change)(void), bool noncoherent)
 {
 	int i, begin, end;
 
@@ -1430,6 +1436,7 @@ static void changes(void (*change)(void), bool noncoherent)
 	end = mark();
 	for (i = 0; i < page_count && !legacy; i++)
 		expect_removed(&pages[i], noncoherent, begin, end);
+	expect_left(begin, end);
 	expect_flushes_last(pages[0].type[!noncoherent], pages[0].type[noncoherent],
 			    noncoherent, begin, end);
 	let_it_spin();
@@ -1445,9 +1452,6 @@ static void changes(void (*change)(void), bool noncoherent)
 				     pages[i].type[noncoherent]))
 			fail("no fault mapped %#x anew", pages[i].gpa);
 }
-
-#define becomes_noncoherent(change)	changes(change, true)
-#define becomes_coherent(change)	changes(change, false)
 
 static void expect_flushes(int begin, int cpu0, int cpu1, const char *when)
 {
@@ -1691,13 +1695,12 @@ static void test_fault_before(void)
 }
 
 /* Hold who puts the old entries out of use; stock has another function for that. */
-static void load_hold_at_zap(bool at_return)
+void load_hold_at_zap(bool at_return)
 {
-	const char *function = kernel_has("kvm_mmu_leave_sptes") ? "kvm_mmu_leave_sptes" :
-			       "kvm_zap_gfn_range";
 	char options[80];
 
-	snprintf(options, sizeof(options), "function=kvm:%s at_return=%d", function, at_return);
+	snprintf(options, sizeof(options), "function=kvm:%s at_return=%d", leave_function(),
+		 at_return);
 	load("hold.ko", options);
 }
 
@@ -1763,7 +1766,7 @@ static void *read_blocked(void *unused)
 	return spin(unused);
 }
 
-static bool sleeps_in(pid_t tid, const char *function)
+bool sleeps_in(pid_t tid, const char *function)
 {
 	char where[60];
 
@@ -1776,7 +1779,7 @@ static bool vcpu_is_blocked(void)
 }
 
 /* The vCPU on CPU 1 waits for a page that only this test can bring. */
-static void block_vcpu(void)
+void block_vcpu(void)
 {
 	struct uffdio_api api = { .api = UFFD_API };
 	struct uffdio_register range = {
@@ -1796,7 +1799,7 @@ static void block_vcpu(void)
 	wait_until(vcpu_is_blocked, "the vCPU waits for its page");
 }
 
-static void unblock_vcpu(void)
+void unblock_vcpu(void)
 {
 	struct uffdio_zeropage page = { .range = { (uintptr_t)vm.small, 4096 } };
 
@@ -1813,8 +1816,9 @@ static struct {
 	void (*run)(void);
 	pthread_t thread;
 	pid_t tid;
-	int error;
 } call;
+
+int call_error;
 
 static void *make_call(void *unused __attribute__((unused)))
 {
@@ -1824,26 +1828,26 @@ static void *make_call(void *unused __attribute__((unused)))
 	return NULL;
 }
 
-static void start_call(void (*run)(void))
+void start_call(void (*run)(void))
 {
 	call.run = run;
 	call.done = false;
-	call.error = 0;
+	call_error = 0;
 	call.tid = 0;
 	call.thread = thread_on(0, make_call);
 }
 
-static bool call_has_ended(void)
+bool call_has_ended(void)
 {
 	return READ(call.done);
 }
 
-static void end_call(const char *what)
+void end_call(const char *what)
 {
 	wait_until(call_has_ended, what);
 	pthread_join(call.thread, NULL);
-	if (call.error)
-		fail("%s: %s", what, strerror(call.error));
+	if (call_error)
+		fail("%s: %s", what, strerror(call_error));
 }
 
 #define returns(run)							\
@@ -1856,7 +1860,7 @@ do {									\
 static void called(int ret)
 {
 	if (ret)
-		call.error = errno;
+		call_error = errno;
 }
 
 static void call_add(void)	{ called(device_attr(KVM_DEV_VFIO_GROUP_ADD, NONCOHERENT)); }
@@ -1876,7 +1880,7 @@ static void call_unbind(void)
 {
 	int ret = put(DRIVER "unbind", "vfio_testdev.%d", NONCOHERENT2);
 
-	call.error = -ret;
+	call_error = -ret;
 }
 
 static int other_attr(int attr, int id)
@@ -1905,7 +1909,7 @@ static void call_reads(void)
 	char path[40], text[400];
 
 	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", vm.device);
-	call.error = -get_text(path, text, sizeof(text));
+	call_error = -get_text(path, text, sizeof(text));
 	ioctl(vm.device, KVM_GET_DEVICE_ATTR, &request);
 }
 
@@ -2194,18 +2198,27 @@ static void *run_guessed(void *unused __attribute__((unused)))
 {
 	struct kvm_sregs sregs;
 	struct kvm_regs regs = { .rflags = 0x202 };
+	struct kvm_run *run;
 
 	WRITE(guessed.tid, syscall(SYS_gettid));
+	run = mmap(NULL, guessed.run_size, PROT_READ, MAP_SHARED, guessed.fd, 0);
+	if (run == MAP_FAILED)
+		guessed.trouble = "mmap";
+	else
+		guessed.run = run;
 	if (ioctl(guessed.fd, KVM_GET_SREGS, &sregs))
 		guessed.trouble = "KVM_GET_SREGS";
 	sregs.cs.base = sregs.cs.selector = 0;
 	if (ioctl(guessed.fd, KVM_SET_SREGS, &sregs) ||
 	    ioctl(guessed.fd, KVM_SET_REGS, &regs))
 		guessed.trouble = "setting its registers";
-	/* Not mapped, so what the exit is remains unknown: it is the OUT. */
 	while (!guessed.trouble && ioctl(guessed.fd, KVM_RUN, 0))
 		if (errno != EINTR && errno != EAGAIN)
 			guessed.trouble = "KVM_RUN";
+	/* The exit is the guest's OUT, which comes behind its WBINVD. */
+	if (!guessed.trouble &&
+	    (run->exit_reason != KVM_EXIT_IO || run->io.port != 0x80))
+		guessed.trouble = "another exit than its OUT";
 	WRITE(guessed.done, true);
 	return NULL;
 }
@@ -2238,6 +2251,7 @@ static void test_vcpu_being_created(void)
 
 	memcpy(vm.low, code, sizeof(code));
 	memset(&guessed, 0, sizeof(guessed));
+	guessed.run_size = vm.run_size;
 	attach(NONCOHERENT, 0);
 	run_on(1);
 	begin = mark();
@@ -2710,11 +2724,7 @@ static void test_no_exit_statistics(void)
 
 /* ---- putting it together ------------------------------------------------- */
 
-static const struct {
-	const char *name;
-	void (*run)(void);
-	bool no_exit;			/* on a processor without the WBINVD exit */
-} tests[] = {
+static const struct test type_tests[] = {
 	{ "no VFIO device: RAM is WB, PAT ignored", test_no_device },
 	{ "coherent: a 4 KiB page is WB, PAT ignored", test_coherent_small },
 	{ "coherent: a 2 MiB page is WB, PAT ignored", test_coherent_huge },
@@ -2788,15 +2798,15 @@ static const struct {
 	{ "no WBINVD exit: statistics", test_no_exit_statistics, true },
 };
 
-static int run_test(int i)
+static int run_test(const struct test *test)
 {
 	int how = setjmp(test_end);
 
 	if (how == PASSED) {
 		variant[0] = '\0';
-		set_wbinvd_exit(!tests[i].no_exit);
+		set_wbinvd_exit(!test->no_exit);
 		set_up();
-		tests[i].run();
+		test->run();
 	}
 	return how;
 }
@@ -2808,8 +2818,11 @@ static void prepare(void)
 		exit(1);
 	}
 	honours_mtrrs = kernel_before(6, 10);
-	if (legacy)
-		load_kvm_without_tdp_mmu();
+	if (legacy) {
+		unload("kvm_intel");
+		unload("kvm");
+		load_kvm("tdp_mmu=0");
+	}
 	kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC));
 	/* Off by default on a machine as small as the lab's. */
 	must_put("/sys/kernel/mm/transparent_hugepage/enabled", "madvise");
@@ -2817,30 +2830,39 @@ static void prepare(void)
 		load_testdev("coherent=3 noncoherent=2");
 	/* Of events on different CPUs, too, it tells which came first. */
 	must_put(TRACING "trace_clock", "counter");
-	probe_wbinvd();
+	place_probes();
 }
 
+/* ept_test [legacy|roots [NAME]]: with NAME, only cases that have it in theirs */
 int main(int argc, char **argv)
 {
-	int failures = 0;
-	unsigned int i;
+	bool roots = argc > 1 && !strcmp(argv[1], "roots");
+	const struct test *tests = roots ? root_tests : type_tests;
+	unsigned int count = roots ? root_test_count : ARRAY_SIZE(type_tests);
+	const char *wanted = argc > 2 ? argv[2] : "";
+	unsigned int i, planned = 0, done = 0, failures = 0;
 
 	legacy = argc > 1 && !strcmp(argv[1], "legacy");
+	for (i = 0; i < count; i++)
+		planned += !!strstr(tests[i].name, wanted);
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	printf("KTAP version 1\n1..%zu\n", ARRAY_SIZE(tests));
+	printf("KTAP version 1\n1..%u\n", planned);
 	prepare();
-	for (i = 0; i < ARRAY_SIZE(tests); i++) {
-		int how = run_test(i);
+	for (i = 0; i < count; i++) {
+		int how;
 
+		if (!strstr(tests[i].name, wanted))
+			continue;
+		how = run_test(&tests[i]);
 		tear_down();
 		if (how == FAILED)
 			printf("# %s%s\n", variant, reason);
-		printf("%sok %u %s", how == FAILED ? "not " : "", i + 1, tests[i].name);
+		printf("%sok %u %s", how == FAILED ? "not " : "", ++done, tests[i].name);
 		if (how == SKIPPED)
 			printf(" # SKIP %s", reason);
 		printf("\n");
 		failures += how == FAILED;
 	}
-	printf("# %d of %zu failed\n", failures, ARRAY_SIZE(tests));
+	printf("# %u of %u failed\n", failures, planned);
 	return failures ? 1 : 0;
 }

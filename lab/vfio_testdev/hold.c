@@ -10,6 +10,8 @@
  *	function	where, as kprobes name it, kvm:kvm_zap_gfn_range for example
  *	second		only if that is its second argument; 0 is any
  *	at_return	when it returns, not when it is called
+ *	for_ms		lets go by itself after so many milliseconds; 0 is not
+ *	armed		0: nobody is held until this is 1
  *	held		read: 1 from when somebody is held; 2 if nobody has let go in time
  *	go		write 1 to let go
  */
@@ -30,6 +32,10 @@ static unsigned long second;
 module_param(second, ulong, 0444);
 static bool at_return;
 module_param(at_return, bool, 0444);
+static int for_ms;
+module_param(for_ms, int, 0444);
+static bool armed = true;
+module_param(armed, bool, 0644);
 static int held;
 module_param(held, int, 0444);
 static bool go;
@@ -37,12 +43,15 @@ module_param(go, bool, 0644);
 
 static void hold(void)
 {
-	u64 end = ktime_get_mono_fast_ns() + MOST_NS;
+	u64 begin = ktime_get_mono_fast_ns(), end = begin + MOST_NS;
 
-	if (cmpxchg(&held, 0, 1))
+	if (!READ_ONCE(armed) || cmpxchg(&held, 0, 1))
 		return;
-	while (!READ_ONCE(go) && ktime_get_mono_fast_ns() < end)
+	while (!READ_ONCE(go) && ktime_get_mono_fast_ns() < end) {
+		if (for_ms && ktime_get_mono_fast_ns() - begin >= for_ms * NSEC_PER_MSEC)
+			return;
 		mdelay(1);
+	}
 	if (!READ_ONCE(go)) {
 		WRITE_ONCE(held, 2);	/* first: the console is slow */
 		pr_err("nobody has let go\n");
