@@ -404,22 +404,26 @@ static unsigned int kvm_vfio_count_files(struct kvm_vfio *kv)
  * Nor does a change in progress keep the reader from being killed.
  */
 static int kvm_vfio_read_vm_state(struct kvm_vfio *kv,
-				  struct kvm_vfio_vm_state *state)
+				  struct kvm_vfio_vm_state *to)
 {
+	struct kvm_vfio_vm_state state = {};
+
 	lockdep_assert_held(&kv->files_lock);
 
-	state->files = kvm_vfio_count_files(kv);
+	state.files = kvm_vfio_count_files(kv);
 	if (mutex_lock_killable(&kv->coherency_lock))
 		return -EINTR;
-	state->noncoherent = !!kvm_arch_has_noncoherent_dma(kv->kvm);
-	state->noncoherent_files = kv->noncoherent_files;
+	state.noncoherent = !!kvm_arch_has_noncoherent_dma(kv->kvm);
+	state.noncoherent_files = kv->noncoherent_files;
 	mutex_unlock(&kv->coherency_lock);
+
+	*to = state;
 	return 0;
 }
 
 static int kvm_vfio_get_vm_state(struct kvm_vfio *kv, void __user *arg)
 {
-	struct kvm_vfio_vm_state state = {};
+	struct kvm_vfio_vm_state state;
 	int ret;
 
 	if (mutex_lock_killable(&kv->files_lock))

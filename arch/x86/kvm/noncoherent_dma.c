@@ -232,13 +232,15 @@ static unsigned int kvm_flush_owed(struct kvm *kvm)
 		return atomic_read(&owed.cpus);
 	}
 
-	/*
-	 * vCPUs that run clear bits meanwhile, not atomically.  Such a bit may be
-	 * read as either, since its CPU has written its caches back.
-	 */
-	kvm_for_each_vcpu(i, vcpu, kvm)
+	kvm_for_each_vcpu(i, vcpu, kvm) {
+		/*
+		 * One that runs may clear bits meanwhile, not atomically.  Such
+		 * a bit may be read as either: its CPU has written its caches
+		 * back.
+		 */
 		(void)data_race((cpumask_or(dirty, dirty,
 					    vcpu->arch.wbinvd_dirty_mask), 0));
+	}
 	on_each_cpu_mask(dirty, wbinvd_ipi, &owed, true);
 	free_cpumask_var(dirty);
 	return atomic_read(&owed.cpus);
