@@ -2,14 +2,20 @@
 #
 # Everything made goes under out/; `make help` shows what can be made.
 
-BASE ?= 6.1
+# What the tools know of this machine and of each kernel is in hosts/ and bases/.
+HOST := $(shell kit/get --host)
+BASES := $(shell kit/get --bases)
+ifeq ($(HOST),)
+$(error this machine is not known; see above)
+endif
+BASE ?= $(shell kit/get $(HOST) base)
 O := out/$(BASE)
 
 # A recipe that fails must not leave half a file that looks made.
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 export BASE
-CC := gcc-12
+CC := $(shell kit/get $(HOST) compiler)
 
 PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so out/lab/ept_test out/lab/bench \
 	    out/lab/mixed_test out/lab/mtty_test $(O)/vfio_dev_test $(O)/vfio_cdev_test $(O)/nested_test \
@@ -17,11 +23,12 @@ PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so out/lab/ept_test out/lab/bench
 
 .PHONY: help
 help:
-	@echo 'Products, for Linux BASE=$(BASE) (6.1 or 6.12):'
+	@echo 'Products, for Linux BASE=$(BASE) (of $(BASES)):'
 	@echo
 	@echo '  make demo         a guest with an assigned device, in an emulated host'
 	@echo '  make check        build, and run all tests (both bases unless BASE is given) that'
 	@echo '                    something has changed for; AGAIN=1: whether it has or not'
+	@echo '  make quick        the fast ones of them, for BASE alone (5 minutes)'
 	@echo '  make check-debug  the tests under a kernel with KASAN, lockdep and kmemleak'
 	@echo '  make mutants      break the device in many ways: do the tests notice?'
 	@echo '  make bench        what it costs, beside the stock modules, in instructions'
@@ -45,7 +52,7 @@ help:
 
 .PHONY: setup
 setup:
-	@series/setup build lab vmx
+	@build/setup build lab vmx
 
 .PHONY: tree
 tree: setup
@@ -53,11 +60,11 @@ tree: setup
 
 .PHONY: modules
 modules: setup
-	@series/modules $(BASE)
+	@build/modules $(BASE)
 
 .PHONY: series
 series:
-	@series/setup build series
+	@build/setup build series
 	@series/export $(BASE)
 
 .PHONY: check-series
@@ -67,26 +74,26 @@ check-series: series
 # Does every patch build, with no warning that its parent has not?
 .PHONY: bisect
 bisect: series
-	@series/bisect $(BASE)
+	@build/bisect $(BASE)
 
 # All of them; `make check` has the fast ones.
 .PHONY: lint
 lint: setup
-	@series/lint $(BASE)
+	@lint/lint $(BASE)
 
 .PHONY: cross
 cross: setup
-	@series/cross $(BASE)
+	@build/cross $(BASE)
 
 # Too slow for `make check`: it builds.
 .PHONY: test-series
 test-series: setup
-	@series/build_test $(BASE)
+	@build/selftest/build_test $(BASE)
 
 # Nothing but what is in the package: no drop-in module.
 .PHONY: distribution-kernel
 distribution-kernel: setup $(O)/vfio_dev_test
-	@series/distribution-kernel $(BASE)
+	@build/distribution-kernel $(BASE)
 	@set -e; for snoop in on off; do \
 		lab/run --base $(BASE) --kernel distribution --edu 2 --smp 2 --snoop $$snoop \
 			--timeout 900 --skips 'no fault injection' \
@@ -96,15 +103,15 @@ distribution-kernel: setup $(O)/vfio_dev_test
 # VERSION: another one of Debian's than that of linux-source-$(BASE)
 .PHONY: debian-source
 debian-source: series
-	@series/debian-source $(BASE) $(VERSION)
+	@build/debian-source $(BASE) $(VERSION)
 
 .PHONY: check-abi
 check-abi: modules
-	@series/check-abi $(BASE)
+	@build/check-abi $(BASE)
 
 .PHONY: debug-kernel
 debug-kernel: setup
-	@series/debug-kernel $(BASE)
+	@build/debug-kernel $(BASE)
 
 .PHONY: programs
 programs: $(PROGRAMS)
@@ -112,19 +119,19 @@ programs: $(PROGRAMS)
 # Set-up first: the compiler may not be there yet.
 $(PROGRAMS): | setup
 
-out/lab/wbinvd_test: lab/wbinvd_test.c lab/wbinvd_phase.c lab/wbinvd_phase.h
+out/lab/wbinvd_test: tests/wbinvd/wbinvd_test.c tests/kit/wbinvd_phase.c tests/kit/wbinvd_phase.h
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -pthread -o $@ $(filter %.c,$^)
 
-out/lab/ept_test: lab/ept_test.c lab/ept_roots.c lab/ept.h lab/testdev.h
+out/lab/ept_test: tests/ept/ept_test.c tests/ept/ept_roots.c tests/ept/ept.h tests/kit/testdev.h
+out/lab/mixed_test: tests/mixed/mixed_test.c tests/kit/testdev.h
+out/lab/mtty_test: tests/mtty/mtty_test.c tests/kit/testdev.h
+out/lab/mixtures_test: tests/mixtures/mixtures_test.c tests/kit/testdev.h
+out/lab/ept_test out/lab/mixed_test out/lab/mtty_test out/lab/mixtures_test:
 	@mkdir -p $(@D)
-	$(CC) -O2 -Wall -static -pthread -o $@ $(filter %.c,$^)
+	$(CC) -O2 -Wall -static -pthread -I tests/kit -o $@ $(filter %.c,$^)
 
-out/lab/mixed_test out/lab/mtty_test out/lab/mixtures_test: out/lab/%: lab/%.c lab/testdev.h
-	@mkdir -p $(@D)
-	$(CC) -O2 -Wall -static -pthread -o $@ $<
-
-out/lab/bench: bench/bench.c lab/testdev.h
+out/lab/bench: bench/bench.c tests/kit/testdev.h
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -o $@ $<
 
@@ -132,57 +139,63 @@ out/lab/bench: bench/bench.c lab/testdev.h
 # anything changed, the tree's headers included.
 .PHONY: $(O)/vfio_testdev/vfio_testdev.ko
 $(O)/vfio_testdev/vfio_testdev.ko: | tree
-	@lab/vfio_testdev/build $(BASE)
+	@tests/fixtures/build $(BASE)
 
 # Always made anew: they are copied from modules that may be others.
 .PHONY: $(O)/mixtures
 $(O)/mixtures: modules
-	@lab/mixtures_build $(BASE)
+	@tests/mixtures/mixtures_build $(BASE)
 
-out/lab/wbinvd.so: lab/plugin/wbinvd.c lab/plugin/qemu-plugin-v1.h
+out/lab/wbinvd.so: lab/machines/plugin/wbinvd.c lab/machines/plugin/qemu-plugin-v1.h
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -shared -fPIC -o $@ $<
 
 # It knows by itself whether anything changed, the library in the tree included.
 .PHONY: $(O)/nested_test
 $(O)/nested_test: | tree
-	@lab/nested_build $(BASE)
+	@tests/nested/nested_build $(BASE)
 
 $(O)/vfio_dev_test $(O)/vfio_cdev_test: $(O)/%: \
 		tools/testing/selftests/kvm/%.c tools/testing/selftests/kvm/vfio_dev_test.h | tree
 	$(CC) -O2 -Wall -static -pthread -I $(O)/tree/tools/testing/selftests -o $@ $<
 
 # Both bases, unless one is asked for.
-CHECK_BASES := $(if $(filter command line environment,$(origin BASE)),$(BASE),6.1 6.12)
+CHECK_BASES := $(if $(filter command line environment,$(origin BASE)),$(BASE),$(BASES))
 empty :=
 comma := ,
 
 .PHONY: check-build
 check-build: setup
-	@series/setup series lint tools
-	@lab/fetch-qemu trixie-backports
+	@build/setup series lint tools
+	@build/fetch-qemu trixie-backports || echo 'going on without it: runs that need it will fail' >&2
 	@set -e; for base in $(CHECK_BASES); do $(MAKE) BASE=$$base modules programs; done
+
+# Is this change sane? What takes seconds, and the runs that find most, on one base
+.PHONY: quick
+quick: modules programs
+	@build/setup series lint tools
+	@tests/check --base $(BASE) --group quick
 
 # The last line counts, whatever happens. AGAIN=1: also what has passed, unchanged
 .PHONY: check
 check:
 	@$(MAKE) check-build CHECK_BASES="$(CHECK_BASES)" || { echo '0 passed, 1 failed, 0 skipped'; exit 1; }
-	@lab/check --base $(subst $(empty) $(empty),$(comma),$(CHECK_BASES)) $(if $(AGAIN),--again)
+	@tests/check --base $(subst $(empty) $(empty),$(comma),$(CHECK_BASES)) $(if $(AGAIN),--again)
 
 .PHONY: check-debug
 check-debug: debug-kernel programs
-	@lab/vfio_testdev/build $(BASE) debug
-	@lab/check --base $(BASE) --kernel debug
+	@tests/fixtures/build $(BASE) debug
+	@tests/check --base $(BASE) --kernel debug
 
 # Breaks the device in many ways, one at a time; about a minute each.
 .PHONY: mutants
 mutants: modules
-	@lab/mutants --base $(BASE)
+	@tests/mutants/mutants --base $(BASE)
 
-# Costs of the stock modules and of ours; make bench PUBLISH=1 puts them into README.
+# Costs of the stock modules and of ours; make bench PUBLISH=1 puts them into bench/README.md.
 .PHONY: bench
 bench:
-	@BASE=$(firstword $(CHECK_BASES)) series/setup build lab vmx bench
+	@BASE=$(firstword $(CHECK_BASES)) build/setup build lab vmx bench
 	@set -e; for base in $(CHECK_BASES); do \
 		$(MAKE) BASE=$$base modules out/lab/bench out/$$base/vfio_testdev/vfio_testdev.ko; done
 	@bench/run --base $(subst $(empty) $(empty),$(comma),$(CHECK_BASES))
@@ -194,7 +207,7 @@ demo: modules
 
 .PHONY: shell
 shell: modules
-	@series/setup tools
+	@build/setup tools
 	@lab/shell --base $(BASE)
 
 .PHONY: clean

@@ -74,7 +74,7 @@ static void __attribute__((noreturn, format(printf, 1, 2))) fail(const char *for
 	exit(1);
 }
 
-#include "../lab/testdev.h"
+#include "../tests/kit/testdev.h"
 
 /* ---- the clock ----------------------------------------------------------- */
 

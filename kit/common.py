@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the checks of the series share: where things are, how to talk, to lock and to call."""
+"""What all commands share: where things are, how to say, read, write, lock, call and fail."""
 
 import contextlib
 import fcntl
-import importlib.machinery
-import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-TOP = os.path.dirname(HERE)
-BASES = ("6.1", "6.12")
+TOP = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 
 class Problem(Exception):
@@ -27,26 +24,31 @@ def rel(path):
     return os.path.relpath(path, TOP)
 
 
+# --- files -----------------------------------------------------------------------------------
+
 def read(path):
     with open(path, encoding="utf-8", errors="replace") as f:
         return f.read()
 
 
-def write(path, text):
+def read_bytes(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def write(path, *chunks, mode=0o644):
+    """Write whole or not at all; chunks are text or bytes."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    tmp = f"{path}.tmp.{os.getpid()}"
-    with open(tmp, "w", encoding="utf-8") as f:
-        f.write(text)
-    os.replace(tmp, path)
-
-
-def load(name):
-    """A script of this folder as a module, without leaving bytecode beside it."""
-    sys.dont_write_bytecode = True
-    loader = importlib.machinery.SourceFileLoader(name, os.path.join(HERE, name))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
-    loader.exec_module(module)
-    return module
+    fd, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tmp-")
+    try:
+        with os.fdopen(fd, "wb") as f:
+            for chunk in chunks:
+                f.write(chunk if isinstance(chunk, bytes) else chunk.encode())
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 @contextlib.contextmanager
@@ -63,14 +65,16 @@ def lock(base, name):
         yield
 
 
+# --- other commands --------------------------------------------------------------------------
+
 def call(script, *arguments, **environment):
-    """Run a script of this folder and pass on what it says while it says it.
+    """Run a command of the repository and pass on what it says while it says it.
 
     Returns its status, its output and the last that it said, which is the reason if it failed.
     """
     said = ""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as out, \
-         subprocess.Popen([os.path.join(HERE, script), *arguments], cwd=TOP,
+         subprocess.Popen([os.path.join(TOP, script), *arguments], cwd=TOP,
                           env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
                           stdout=out, stderr=subprocess.PIPE, text=True,
                           errors="replace") as child:
@@ -87,5 +91,27 @@ def need(script, *arguments, **environment):
     """The same, and Problem with its own sentence unless it succeeded."""
     status, out, said = call(script, *arguments, **environment)
     if status:
-        raise Problem(said or f"series/{script} ended with status {status} and said nothing.")
+        raise Problem(said or f"{script} ended with status {status} and said nothing.")
     return out
+
+
+# --- commands --------------------------------------------------------------------------------
+
+def command(name, main, broken=1):
+    """Run MAIN and exit with what it returns, or say in one sentence why it could not be done.
+
+    BROKEN is the exit status for that.  Being asked to end counts as Ctrl-C.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    try:
+        sys.exit(main())
+    except Problem as problem:
+        print(f"{name}: {problem}", file=sys.stderr)
+    except OSError as error:
+        print(f"{name}: {error.filename or 'out/'}: {error.strerror}; make room or correct its "
+              "permissions, and run it again.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the next run goes on from here.", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(broken)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Write the lab's initramfs: a newc cpio archive made without privileges.
+"""What an initramfs is made of: a newc cpio archive made without privileges, modules, ELF.
 
 The archive is written here rather than by cpio(1) because it holds device nodes and files
 owned by root, and must come out byte for byte the same from the same input.
@@ -10,14 +10,11 @@ import os
 import re
 import struct
 import subprocess
-import tempfile
+
+from kit.common import Problem
 
 BUSYBOX = "/bin/busybox"
 S_IFDIR, S_IFCHR, S_IFREG, S_IFLNK = 0o040000, 0o020000, 0o100000, 0o120000
-
-
-class LabError(Exception):
-    """Something the user can act on; its text is the one sentence printed."""
 
 
 class Cpio:
@@ -76,27 +73,12 @@ class Cpio:
         return b"".join(self._chunks)
 
 
-def write_atomically(path, *chunks):
-    """Write PATH so that an interrupted run never leaves half of it."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    fd, temp = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tmp-")
-    try:
-        with os.fdopen(fd, "wb") as f:
-            for chunk in chunks:
-                f.write(chunk)
-        os.chmod(temp, 0o644)
-        os.rename(temp, path)
-    except BaseException:
-        os.unlink(temp)
-        raise
-
-
 def add_busybox(cpio):
     """busybox (Debian's busybox-static) and a link for each of its commands."""
     if not os.path.exists(BUSYBOX):
-        raise LabError(f"{BUSYBOX} is not installed: run make setup")
+        raise Problem(f"{BUSYBOX} is not installed: run make setup")
     if libraries(BUSYBOX):
-        raise LabError(f"{BUSYBOX} is not busybox-static: run make setup")
+        raise Problem(f"{BUSYBOX} is not busybox-static: run make setup")
     cpio.file("bin/busybox", BUSYBOX)
     applets = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True)
     for applet in sorted(set(applets.stdout.split()) - {"busybox"}):
@@ -149,7 +131,7 @@ def libraries(path):
     out = subprocess.run(["ldd", path], capture_output=True, text=True, check=False)
     missing = re.findall(r"^\s*(\S+) => not found", out.stdout, re.M)
     if missing:
-        raise LabError(f"{path} needs {missing[0]}, which this machine does not have")
+        raise Problem(f"{path} needs {missing[0]}, which this machine does not have")
     return sorted(set(re.findall(r"(/\S+) \(0x", out.stdout)))
 
 
@@ -215,10 +197,10 @@ class Modules:
             if name in order or name in self.builtin:
                 return
             if name not in self.paths:
-                raise LabError(f"kernel {self.release} has no module {name}"
+                raise Problem(f"kernel {self.release} has no module {name}"
                                + (f", which {path[-1]} needs" if path else ""))
             if name in path:
-                raise LabError(f"modules depend on each other in a circle: {' '.join(path)}")
+                raise Problem(f"modules depend on each other in a circle: {' '.join(path)}")
             for dep in self.depends(name):
                 visit(dep, path + [name])
             order.append(name)

@@ -4,15 +4,14 @@
 # What every shell script here shares: where things are, and how to talk.
 # Source it after `set -euo pipefail`.
 
-# The bases, and the Debian package that always names each one's newest kernel.
-declare -A IMAGE_META=([6.1]=linux-image-amd64 [6.12]=linux-image-6.12-amd64)
-
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 OUT=$TOP/out
 JOBS=${JOBS:-$(nproc)}
 
-# The modules that replace Debian's, by their place in the kernel.
-mapfile -t OUR_MODULES < <(grep -v -e '^#' -e '^$' "$TOP/series/our-modules")
+# The modules that replace Debian's, by their place in the kernel, and the folders
+# that are built whole to look for warnings.
+mapfile -t OUR_MODULES < <("$TOP/kit/get" bases/project modules)
+mapfile -t OUR_FOLDERS < <("$TOP/kit/get" bases/project folders)
 
 # die SENTENCE: what failed, where its log is, what to do
 die()
@@ -33,12 +32,15 @@ rel()
 	printf '%s' "${1#"$TOP"/}"
 }
 
-# use_base BASE: check it and set the paths that belong to it
+# use_base BASE: check it, read its file and set the paths that belong to it
 use_base()
 {
-	[[ $# -eq 1 && -n ${IMAGE_META[${1:-none}]:-} ]] ||
-		die "needs a base, one of: ${!IMAGE_META[*]}."
+	[[ $# -eq 1 && -n ${1:-} && -f $TOP/bases/$1.toml ]] ||
+		die "needs a base, one of: $("$TOP/kit/get" --bases | xargs)."
 	BASE=$1
+	SOURCE_PACKAGE=$("$TOP/kit/get" "bases/$BASE" source)
+	IMAGE_META=$("$TOP/kit/get" "bases/$BASE" image)
+	COMPILER=$("$TOP/kit/get" "bases/$BASE" compiler)
 	B=$OUT/$BASE
 	TREE=$B/tree
 	DEBIAN=$B/debian
@@ -50,6 +52,30 @@ lock_base()
 {
 	exec 9>"$B/.$1.lock"
 	flock -n 9 || { step "waiting for another $1 of $BASE"; flock 9; }
+}
+
+# in_force PREFIX SUFFIX: of PREFIX-X.Y.SUFFIX the newest that is not newer than the
+# base, if there is one
+in_force()
+{
+	local version last=
+
+	while read -r version; do
+		[[ ! -f $1-$version.$2 ]] || last=$1-$version.$2
+		[[ $version != "$BASE" ]] || break
+	done < <("$TOP/kit/get" --bases)
+	[[ -z $last ]] || printf '%s\n' "$last"
+}
+
+# kbuild SOURCE OUTPUT ARGUMENTS...: make in a kernel tree, with the base's compiler. A
+# Rust compiler that happens to be here must not show in the configuration.
+kbuild()
+{
+	local source=$1 output=$2
+	shift 2
+	make -C "$source" O="$output" -j"$JOBS" --no-print-directory \
+		CC="$COMPILER" HOSTCC="$COMPILER" RUSTC=false \
+		KBUILD_BUILD_USER=kvm-vfio KBUILD_BUILD_HOST=localhost "$@"
 }
 
 # logged LOG COMMAND...: run quietly, dots while it runs, its end on failure

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the tests of the checks share: a copy of the assembled tree to spoil, and a report."""
+"""What the tests of the checks share: a copy of the assembled tree to spoil."""
 
 import os
 import re
 import shutil
 
-from common import TOP
+from kit.common import TOP
 
 
 class Copy:
@@ -54,19 +54,3 @@ class Copy:
 
     def remove(self):
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-class Report:
-    """KTAP: a line for each case, with why it failed before it."""
-
-    def __init__(self, plan):
-        self.number = 0
-        self.failed = False
-        print(f"KTAP version 1\n1..{plan}", flush=True)
-
-    def line(self, name, why):
-        self.number += 1
-        self.failed |= bool(why)
-        if why:
-            print(f"# {why}")
-        print(f"{'not ok' if why else 'ok'} {self.number} {name}", flush=True)

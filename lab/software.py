@@ -3,7 +3,7 @@
 
 guest  Debian's QEMU, and a guest that drives an assigned edu device (run-guest starts it)
 guest-backports
-       the same with the QEMU of FETCHED, which lab/fetch-qemu gets
+       the same with the QEMU of FETCHED, which build/fetch-qemu gets
 tools  what an administrator watches KVM with: trace-cmd, perf, bpftrace, the kernel's kvm_stat;
        and the pages that tell how, with doc-command, which finds a command in them
 
@@ -14,12 +14,12 @@ import os
 import subprocess
 import sys
 
-import initramfs
-from initramfs import LabError
+from kit import bases
+from kit import initramfs
+from kit.common import TOP, Problem, write
 
-LAB = os.path.dirname(os.path.realpath(__file__))
-TOP = os.path.dirname(LAB)
-COMPILER = "gcc-12"
+INSIDE = os.path.join(TOP, "lab/inside")
+COMPILER = bases.host()["compiler"]
 QEMU = "/usr/bin/qemu-system-x86_64"
 FETCHED = "trixie-backports"
 
@@ -41,8 +41,8 @@ PAGES = ("ADMIN.md", "Documentation/virtual/kvm/devices/vfio.txt")
 
 
 def build(folder, name, source, flags):
-    """Compile lab/SOURCE unless that was done; returns the result's path."""
-    source = os.path.join(LAB, source)
+    """Compile SOURCE unless that was done; returns the result's path."""
+    source = os.path.join(TOP, source)
     product = os.path.join(folder, name)
     if os.path.exists(product) and os.path.getmtime(product) >= os.path.getmtime(source):
         return product
@@ -50,10 +50,10 @@ def build(folder, name, source, flags):
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise LabError(f"{COMPILER} is not installed: run make setup") from None
+        raise Problem(f"{COMPILER} is not installed: run make setup") from None
     if done.returncode:
         sys.stderr.write(done.stderr)
-        raise LabError(f"{source} does not compile: see above")
+        raise Problem(f"{source} does not compile: see above")
     os.rename(f"{product}.{os.getpid()}", product)
     return product
 
@@ -65,7 +65,7 @@ def debian_kernel(base):
         with open(os.path.join(debian, "release"), encoding="ascii") as f:
             return f.read().strip(), os.path.join(debian, "root")
     except FileNotFoundError:
-        raise LabError(f"Debian's kernel is not there yet: run make modules BASE={base}") from None
+        raise Problem(f"Debian's kernel is not there yet: run make modules BASE={base}") from None
 
 
 def guest_archive(root, release, program):
@@ -76,7 +76,7 @@ def guest_archive(root, release, program):
     for folder in ("proc", "sys", "tmp", "sbin"):
         cpio.directory(folder)
     initramfs.add_busybox(cpio)
-    cpio.file("init", os.path.join(LAB, "demo-guest"))
+    cpio.file("init", os.path.join(INSIDE, "demo-guest"))
     cpio.file("bin/edu_dma", program)
     for name in modules.closure(["uio_pci_generic"]):
         cpio.data(name + ".ko", modules.data(name))
@@ -90,12 +90,12 @@ def guest_itself(base):
     release, root = debian_kernel(base)
     initrd = os.path.join(folder, "initrd")
     # Static, since the guest has no libraries.
-    edu_dma = build(folder, "edu_dma", "edu_dma.c", ["-static"])
-    mark = build(folder, "wbinvd_mark", "wbinvd_mark.c", ["-static"])
-    initramfs.write_atomically(initrd, guest_archive(root, release, edu_dma))
+    edu_dma = build(folder, "edu_dma", "lab/inside/edu_dma.c", ["-static"])
+    mark = build(folder, "wbinvd_mark", "lab/inside/wbinvd_mark.c", ["-static"])
+    write(initrd, guest_archive(root, release, edu_dma))
     return [(os.path.join(root, "boot", "vmlinuz-" + release), "/demo/vmlinuz"),
             (initrd, "/demo/initrd"), (mark, "/bin/wbinvd_mark"),
-            (os.path.join(LAB, "run-guest"), "/bin/run-guest")]
+            (os.path.join(INSIDE, "run-guest"), "/bin/run-guest")]
 
 
 def guest(base):
@@ -111,10 +111,9 @@ def guest_backports(base):
     found = [os.path.relpath(os.path.join(folder, name), root)
              for folder, _, names in os.walk(root) for name in names]
     if not found:
-        raise LabError(f"the QEMU of {FETCHED} is not there yet: run lab/fetch-qemu {FETCHED}")
+        raise Problem(f"the QEMU of {FETCHED} is not there yet: run build/fetch-qemu {FETCHED}")
     start = os.path.join(TOP, "out", "qemu", FETCHED, "start")
-    initramfs.write_atomically(start, FETCHED_START.encode())
-    os.chmod(start, 0o755)
+    write(start, FETCHED_START, mode=0o755)
     return [*guest_itself(base), (start, "/bin/qemu-system-x86_64"),
             *((os.path.join(root, name), "/qemu/" + name) for name in sorted(found)
               if not name.startswith("usr/share/")),
@@ -135,7 +134,7 @@ def python_modules(program):
     out = subprocess.run([PYTHON, "-B", "-c", script, program],
                          capture_output=True, text=True, check=False)
     if out.returncode:
-        raise LabError(f"{program} cannot be imported: {out.stderr.strip().splitlines()[-1]}")
+        raise Problem(f"{program} cannot be imported: {out.stderr.strip().splitlines()[-1]}")
     found = set()
     for path, cached in (line.split(" ", 1) for line in out.stdout.splitlines()):
         if not path.startswith("/usr/lib/python3"):
@@ -152,11 +151,11 @@ def python_modules(program):
 def tools(base):
     kvm_stat = os.path.join(TOP, "out", base, "tree", "tools", "kvm", "kvm_stat", "kvm_stat")
     if not os.path.exists(kvm_stat):
-        raise LabError(f"{kvm_stat} is missing: run make modules BASE={base}")
+        raise Problem(f"{kvm_stat} is missing: run make modules BASE={base}")
     return [*((path, path) for path in TOOLS), (PYTHON, "/usr/bin/python3"),
             (kvm_stat, "/bin/kvm_stat"), *python_modules(kvm_stat),
-            (os.path.join(LAB, "doc-command"), "/bin/doc-command"),
-            (os.path.join(LAB, "welcome"), ".welcome"),
+            (os.path.join(INSIDE, "doc-command"), "/bin/doc-command"),
+            (os.path.join(INSIDE, "welcome"), ".welcome"),
             *((os.path.join(TOP, page), "/doc/" + os.path.basename(page)) for page in PAGES)]
 
 
@@ -168,5 +167,5 @@ def files(name, base):
     found = SETS[name](base)
     for path, _dest in found:
         if not os.path.exists(path):
-            raise LabError(f"{path} is missing: run series/setup lab tools")
+            raise Problem(f"{path} is missing: run build/setup lab tools")
     return [f"{src}:{dest}" for src, dest in found]

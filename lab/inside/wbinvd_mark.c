@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Tell the WBINVD-counting plugin (lab/plugin/wbinvd.c) where a phase begins:
+ * Tell the WBINVD-counting plugin (lab/machines/plugin/wbinvd.c) where a phase begins:
  * `wbinvd_mark begin` starts phase 10, `wbinvd_mark end` starts phase 2.
  */
 #include <err.h>

@@ -12,7 +12,7 @@
  *  - copy the pieces from the disk to where the table in sector 1 wants them,
  *  - jump to the kernel's 64-bit entry as Documentation/x86/boot.rst asks.
  *
- * Sector 1 of the disk, all little endian (written by lab/bochs):
+ * Sector 1 of the disk, all little endian (written by lab/machines/bochs):
  *
  *	u64 kernel entry, u64 address of boot_params,
  *	then any number of { u64 destination, u32 first sector, u32 sectors },

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /// no WARN or BUG that user space could reach
 ///
-// Which is shown for each that there is in series/checks/exceptions.
+// Which is shown for each that there is in lint/checks/exceptions.
 // look in: own
 virtual report
 

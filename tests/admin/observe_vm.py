@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The second VM of lab/observe: a VM monitor that does what it is told, one word a line.
+"""The second VM of tests/admin/observe: a VM monitor that does what it is told, one word a line.
 
     create        a VM with one vCPU and the KVM-VFIO device, made by a thread that ends then
     open GROUP    /dev/vfio/GROUP

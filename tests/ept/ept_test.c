@@ -825,7 +825,7 @@ void unload(const char *name)
 		fail("the module %s does not unload: %s", name, strerror(errno));
 }
 
-/* The modules are where lab/init took them from. */
+/* The modules are where lab/inside/init took them from. */
 void load_kvm(const char *options)
 {
 	struct utsname name;

@@ -6,7 +6,7 @@
  * Such a test drives KVM guests through phases, and says for each phase how
  * often the host kernel must have executed WBINVD on each CPU. It cannot know
  * what the kernel really did: that is counted by the TCG plugin
- * lab/plugin/wbinvd.c, outside of the emulated host, and lab/wbinvd_compare
+ * lab/machines/plugin/wbinvd.c, outside of the emulated host, and tests/kit/wbinvd_compare
  * puts the two together.
  *
  * Each phase lies between two marks, `nopl imm32(%rax)`, whose displacement

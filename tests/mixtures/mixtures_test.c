@@ -5,7 +5,7 @@
  *	mixtures_test
  *
  * In mixtures/ are Debian's modules, ours, and ours as another version (see
- * lab/mixtures_build). Each of kvm's vendor module and of VFIO's type1 driver
+ * tests/mixtures/mixtures_build). Each of kvm's vendor module and of VFIO's type1 driver
  * is loaded on each of kvm and vfio: it must load on that of its own set, where
  * a vCPU then runs, and otherwise be refused with ENOENT and a line of the
  * kernel's that names the symbol that binds the set. kvm finds vfio when it

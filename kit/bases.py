@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The kernels that the series is for: bases/*.toml, the one place that knows them.
+
+What belongs to some bases only says from which one on it holds: FILE.6.12.patch, a count
+"6.1=1,6.12=2", a patch "NAME: 6.12".  Of several, the newest that is not newer than the base
+counts (in_force()), so a new base takes what the last one had.
+"""
+
+import functools
+import os
+import re
+import subprocess
+import tomllib
+
+from kit.common import TOP, Problem, read
+
+FOLDER = os.path.join(TOP, "bases")
+VERSION = r"\d+\.\d+"
+
+
+def order(version):
+    """To sort versions by: 6.12 is newer than 6.1."""
+    return tuple(int(part) for part in version.split("."))
+
+
+@functools.cache
+def names():
+    """All bases, the oldest first."""
+    found = [name[:-len(".toml")] for name in os.listdir(FOLDER)
+             if re.fullmatch(VERSION + r"\.toml", name)]
+    return sorted(found, key=order)
+
+
+@functools.cache
+def toml(path):
+    try:
+        return tomllib.loads(read(path))
+    except tomllib.TOMLDecodeError as error:
+        raise Problem(f"{os.path.relpath(path, TOP)}: {error}.") from None
+
+
+@functools.cache
+def host():
+    """What is known of this machine's distribution: hosts/*.toml."""
+    done = subprocess.run([os.path.join(TOP, "kit/get"), "--host"], capture_output=True,
+                          text=True, check=False)
+    if done.returncode:
+        raise Problem(done.stderr.strip().removeprefix("kit/get: "))
+    return toml(os.path.join(TOP, done.stdout.strip() + ".toml"))
+
+
+def default():
+    """The base whose kernel this machine itself runs."""
+    return host()["base"]
+
+
+def base(name):
+    """All that is known of a base."""
+    if name not in names():
+        raise Problem(f"there is no base {name}, only {' and '.join(names())}.")
+    return toml(os.path.join(FOLDER, name + ".toml"))
+
+
+def fact(name, what):
+    """A fact of a base, by which tools and tests decide instead of by its number."""
+    facts = base(name)["facts"]
+    if what not in facts:
+        raise Problem(f"bases/{name}.toml says nothing of '{what}'.")
+    return facts[what]
+
+
+def in_force(versions, name):
+    """Of VERSIONS, the newest that is not newer than base NAME; None if all are."""
+    old = [version for version in versions if order(version) <= order(name)]
+    return max(old, key=order, default=None)
+
+
+def file_in_force(folder, prefix, suffix, name):
+    """Of FOLDER/PREFIX-X.Y.SUFFIX the one in force for a base: a list of it, or of nothing."""
+    versions = [version for version in names()
+                if os.path.exists(os.path.join(folder, f"{prefix}-{version}.{suffix}"))]
+    version = in_force(versions, name)
+    return [os.path.join(folder, f"{prefix}-{version}.{suffix}")] if version else []
+
+
+@functools.cache
+def project():
+    """What the project changes in every kernel."""
+    return toml(os.path.join(FOLDER, "project.toml"))
+
+
+def modules():
+    """Our modules by their place in the kernel, without .ko."""
+    return project()["modules"]
+
+
+def folders():
+    """The folders of the kernel that these modules, or more, are built in."""
+    return project()["folders"]
