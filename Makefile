@@ -120,14 +120,11 @@ programs: $(PROGRAMS)
 $(PROGRAMS): | setup
 
 out/lab/wbinvd_test: tests/wbinvd/wbinvd_test.c tests/kit/wbinvd_phase.c tests/kit/wbinvd_phase.h
-	@mkdir -p $(@D)
-	$(CC) -O2 -Wall -static -pthread -o $@ $(filter %.c,$^)
-
 out/lab/ept_test: tests/ept/ept_test.c tests/ept/ept_roots.c tests/ept/ept.h tests/kit/testdev.h
 out/lab/mixed_test: tests/mixed/mixed_test.c tests/kit/testdev.h
 out/lab/mtty_test: tests/mtty/mtty_test.c tests/kit/testdev.h
 out/lab/mixtures_test: tests/mixtures/mixtures_test.c tests/kit/testdev.h
-out/lab/ept_test out/lab/mixed_test out/lab/mtty_test out/lab/mixtures_test:
+out/lab/wbinvd_test out/lab/ept_test out/lab/mixed_test out/lab/mtty_test out/lab/mixtures_test:
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -pthread -I tests/kit -o $@ $(filter %.c,$^)
 

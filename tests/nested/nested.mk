@@ -10,5 +10,5 @@ include Makefile
 SOURCES := $(TESTS)/nested/nested_test.c $(TESTS)/kit/wbinvd_phase.c
 
 $(PROGRAM): $(SOURCES) $(TESTS)/kit/wbinvd_phase.h $(TESTS)/nested/nested.mk $(LIBKVM_OBJS)
-	$(CC) $(filter-out -MD -MP,$(CFLAGS)) $(LDFLAGS) -o $@ \
+	$(CC) $(filter-out -MD -MP,$(CFLAGS)) -I$(TESTS)/kit $(LDFLAGS) -o $@ \
 		$(SOURCES) $(LIBKVM_OBJS) $(LDLIBS)
