@@ -44,9 +44,9 @@ FIXTURE = "out/{base}/vfio_testdev/vfio_testdev.ko"
 RUNS = [
     ("fixture", "svm", ["--icount", "--iommu", "none", "--file", FIXTURE],
      ["--transitions", "512"]),
+    ("vmx", "vmx", ["--machine", "vmx", "--file", FIXTURE], ["--transitions", "0"]),
     ("edu-on", "svm", ["--icount", "--edu", "128", "--snoop", "on"], ["128"]),
     ("edu-off", "svm", ["--icount", "--edu", "128", "--snoop", "off"], ["128"]),
-    ("vmx", "vmx", ["--machine", "vmx", "--file", FIXTURE], ["--transitions", "0"]),
 ]
 TIMEOUT = 3600
 TICK = 4_000_000
@@ -217,7 +217,7 @@ def write_csv(base, rows):
 
 def measure_all(wanted, args):
     """All rows by base, and how many were different."""
-    todo = [(base, modules, run) for base in wanted for run in RUNS for modules in MODULES]
+    todo = [(base, modules, run) for run in RUNS for base in wanted for modules in MODULES]
     rows, different = {}, 0
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         futures = [pool.submit(measure, *item, args.only if args.again else None) for item in todo]

@@ -516,28 +516,6 @@ static void test_other_process(void)
 	becomes_coherent(child_changes);
 }
 
-/* It is killed when it has made the change, and not yet torn the roots down. */
-static void test_other_process_killed(void)
-{
-	must_tear_down_later();
-	start_child_that_attaches();
-	run_on(1);
-	guest_touches(HUGE);
-	hold_at(BEFORE_TEARDOWN, "");
-	tell_child();
-	wait_until(somebody_is_held, "the other process is held");
-	kill_child();
-	if (idle_page_is_unmapped())
-		fail("the old root is torn down before the test lets it");
-	let_go();
-	wait_until(child_is_dead, "the other process dies");
-	if (!idle_page_is_unmapped())
-		fail("the old root is not torn down by a process that is killed");
-	goes_on(true);
-}
-
-/* ---- the worker's teardown ----------------------------------------------- */
-
 /* Unbound workers, on one CPU or on both */
 static bool workers_moved;
 
@@ -546,6 +524,28 @@ static void run_workers_on(const char *mask)
 	must_put("/sys/devices/virtual/workqueue/cpumask", "%s", mask);
 	workers_moved = true;
 }
+
+/* It is killed when it has made the change: it is a worker that tears the roots down. */
+static void test_other_process_killed(void)
+{
+	must_tear_down_later();
+	start_child_that_attaches();
+	run_on(1);
+	guest_touches(HUGE);
+	run_workers_on("1");
+	hold_at(BY_WORKER, "");
+	tell_child();
+	wait_until(somebody_is_held, "a worker is to tear the roots down");
+	kill_child();
+	if (idle_page_is_unmapped())
+		fail("the old root is torn down before the test lets it");
+	let_go();
+	wait_until(child_is_dead, "the other process dies");
+	wait_until(idle_page_is_unmapped, "the worker tears the old root down");
+	goes_on(true);
+}
+
+/* ---- the worker's teardown ----------------------------------------------- */
 
 static int ring = -1;
 
@@ -578,7 +578,42 @@ static void test_kernel_thread(void)
 	goes_on(false);
 }
 
-/* The VM ends with a teardown pending, whose reference is the last one. */
+static void *close_vm(void *unused __attribute__((unused)))
+{
+	WRITE(slot_change.tid, gettid());
+	close(vm.fd);
+	WRITE(slot_change.done, true);
+	return NULL;
+}
+
+/* For the worker itself, or for its CPU that holds it up */
+static bool end_of_vm_waits(void)
+{
+	return slot_change_has_ended() || sleeps_in(READ(slot_change.tid), "flush_work") ||
+	       sleeps_in(READ(slot_change.tid), "rcu");
+}
+
+/* While the worker is held, from another thread: the end waits for it. */
+static void start_end_of_vm(void)
+{
+	munmap(vm.run, vm.run_size);
+	vm.run = NULL;
+	close_fd(&vm.vcpu);
+	memset(&slot_change, 0, sizeof(slot_change));
+	slot_change.thread = thread_on(1, close_vm);
+	wait_until(end_of_vm_waits, "the VM's end waits");
+	if (slot_change_has_ended())
+		fail("the VM has ended with a teardown pending");
+}
+
+static void vm_has_been_closed(void)
+{
+	wait_until(slot_change_has_ended, "the VM's end goes on");
+	pthread_join(slot_change.thread, NULL);
+	vm.fd = -1;
+}
+
+/* The VM ends while a worker is about to tear its roots down. */
 static void test_end_of_vm(void)
 {
 	must_tear_down_later();
@@ -594,13 +629,11 @@ static void test_end_of_vm(void)
 	hold_at(BY_WORKER, "");
 	close_device_by_kernel_thread();
 	wait_until(somebody_is_held, "a worker is to tear the roots down");
-	munmap(vm.run, vm.run_size);
-	vm.run = NULL;
-	close_fd(&vm.vcpu);
-	close_fd(&vm.fd);
+	start_end_of_vm();
 	if (no_vm_is_left())
-		fail("the VM has ended with a teardown pending");
+		fail("the VM is gone with a teardown pending");
 	let_go();
+	vm_has_been_closed();
 	expect_end_of_vm();
 }
 
@@ -693,8 +726,7 @@ static void test_closed_by_death(void)
 		fail("the device is closed although a process has it");
 	kill_child();
 	wait_until(child_is_dead, "the other process dies");
-	if (!idle_page_is_unmapped())
-		fail("the old root is not torn down by a process that dies");
+	wait_until(idle_page_is_unmapped, "the old root is torn down");
 	goes_on(false);
 }
 
@@ -706,7 +738,7 @@ static bool unloaded(const char *name)
 static bool kvm_intel_unloads(void)	{ return unloaded("kvm_intel"); }
 static bool kvm_unloads(void)		{ return unloaded("kvm"); }
 
-/* As soon as the worker has put the last reference to the VM */
+/* As soon as the VM has ended, which has waited for the worker */
 static void test_unload(void)
 {
 	must_tear_down_later();
@@ -718,15 +750,13 @@ static void test_unload(void)
 	hold_at(BY_WORKER, "");
 	close_device_by_kernel_thread();
 	wait_until(somebody_is_held, "a worker is to tear the roots down");
-	munmap(vm.run, vm.run_size);
-	vm.run = NULL;
-	close_fd(&vm.vcpu);
-	close_fd(&vm.fd);
-	close_fd(&kvm);
 	stop_trace();
+	start_end_of_vm();
+	close_fd(&kvm);
 	if (kvm_intel_unloads())
 		fail("the module is unloaded with a teardown pending");
 	let_go();
+	vm_has_been_closed();
 	wait_until(kvm_intel_unloads, "kvm_intel is unloaded");
 	wait_until(kvm_unloads, "kvm is unloaded");
 	tear_down();
