@@ -114,7 +114,9 @@ def assign(patches):
 
     Returns for each patch what assemble's overlay() takes: name -> None or parts.
     """
-    ours = set(tree.our_files()) | {"MAINTAINERS", STRIP}
+    # An edit that only ends another one brings nothing.
+    ours = {name for name in tree.our_files() if not (tree.EDIT.match(name) and tree.ends(name))}
+    ours |= {"MAINTAINERS", STRIP}
     owner, chosen = {}, []
     for patch in patches:
         mine = {}
@@ -179,7 +181,7 @@ def message(name, base, version):
         when = re.match(r"# (from|before) (\S+)\n", paragraph)
         if when and when[2] not in bases.names():
             raise Problem(f"{MESSAGES}/{name}: there is no base {when[2]}.")
-        if re.search(r"\n# (from|before|only) ", paragraph):
+        if re.search(r"\n# (from|before|only) |^# only ", paragraph):
             raise Problem(f"{MESSAGES}/{name}: '# from' and '# before' must begin a paragraph.")
         if not when or (when[1] == "from") == (bases.in_force([when[2]], base) is not None):
             kept.append(paragraph[when.end():] if when else paragraph)
