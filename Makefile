@@ -28,7 +28,7 @@ help:
 	@echo '  make demo         a guest with an assigned device, in an emulated host'
 	@echo '  make check        build, and run all tests (both bases unless BASE is given) that'
 	@echo '                    something has changed for; AGAIN=1: whether it has or not'
-	@echo '  make quick        the fast ones of them, for BASE alone (5 minutes)'
+	@echo '  make quick        the fast ones of them, for BASE alone'
 	@echo '  make check-debug  the tests under a kernel with KASAN, lockdep and kmemleak'
 	@echo '  make mutants      break the device in many ways: do the tests notice?'
 	@echo '  make bench        what it costs, beside the stock modules, in instructions'
