@@ -23,14 +23,12 @@ import hashlib
 import os
 import re
 import shutil
-import signal
-import subprocess
-import threading
 import time
 
 from build import check_abi
 from kit import bases
 from kit import btf
+from kit import children
 from kit import initramfs
 from kit import rooms
 from kit.common import TOP, Problem, step, write
@@ -57,9 +55,6 @@ ROW = re.compile(r"row (\S+) (\S+) (\S+) (\d+) (\d+) (\d+) (\S+)$", re.M)
 
 # What tracks a file is allocated from the smallest of these that fits.
 BUCKETS = (8, 16, 32, 64, 96, 128, 192, 256, 512)
-
-children = set()
-children_lock = threading.Lock()
 
 
 # --- what goes into a run --------------------------------------------------------------------
@@ -101,27 +96,6 @@ def inputs(base, modules, machine, options):
 
 # --- running ---------------------------------------------------------------------------------
 
-def run_command(command):
-    child = subprocess.Popen(command, cwd=TOP, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True, errors="replace",
-                             start_new_session=True)
-    with children_lock:
-        children.add(child)
-    out, err = child.communicate()
-    with children_lock:
-        children.discard(child)
-    return child.returncode, out, err
-
-
-def kill_children():
-    with children_lock:
-        for child in children:
-            try:
-                os.killpg(child.pid, signal.SIGTERM)
-            except ProcessLookupError:
-                pass
-
-
 def lab_command(base, modules, run):
     name, _machine, options, arguments = run
     return ["lab/run", *[o.format(base=base) for o in options], "--base", base,
@@ -140,7 +114,7 @@ def measure(base, modules, run, again):
     if kept and (again is None or not re.search(again, " ".join(command))):
         return kept, 0
     start = time.monotonic()
-    status, out, err = run_command(command)
+    status, out, err = children.run(command)
     rows = [list(match) for match in ROW.findall(out)]
     if status or not rows:
         said = (err.strip().splitlines() or [f"lab/run ended with status {status}"])[-1]
@@ -227,7 +201,7 @@ def measure_all(wanted, args):
         except BaseException:
             for future in futures:
                 future.cancel()
-            kill_children()
+            children.stop()
             raise
     for (base, modules, run), future in zip(todo, futures):
         found, changed = future.result()

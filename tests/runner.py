@@ -52,13 +52,12 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 
 from kit import bases
+from kit import children
 from kit import ktap
 from kit import rooms
 from kit.common import TOP, Problem, rel, write
@@ -72,10 +71,6 @@ KEYS = {"options", "program", "oracle", "stock", "needs", "groups", "seconds", "
 # What a run in the lab depends on, beside the folder that it is in.
 LAB_FOLDERS = ("bases", "hosts", "kit", "lab", "tests/kit")
 TIMES = os.path.join(TOP, "out/lab/times.json")
-
-children = set()
-children_lock = threading.Lock()
-stopping = threading.Event()
 
 
 class Check:
@@ -211,33 +206,6 @@ def selftests(base, args):
 
 # --- running ---------------------------------------------------------------------------------
 
-def run_command(command, check):
-    """Run one command; returns (status, its output). Ctrl-C ends it, and what it started."""
-    environment = dict(os.environ)
-    if check.folder:
-        environment["LAB_DIR"] = check.folder
-    child = subprocess.Popen(command, cwd=TOP, env=environment, stdin=subprocess.DEVNULL,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                             errors="replace", start_new_session=True)
-    with children_lock:
-        children.add(child)
-    if stopping.is_set():
-        kill_children()
-    out, err = child.communicate()
-    with children_lock:
-        children.discard(child)
-    return child.returncode, out, err
-
-
-def kill_children():
-    with children_lock:
-        for child in children:
-            try:
-                os.killpg(child.pid, signal.SIGTERM)
-            except ProcessLookupError:
-                pass
-
-
 def made(pattern):
     return glob.glob(os.path.join(TOP, "out", pattern))
 
@@ -323,9 +291,10 @@ def run_check(check, again=False):
     kept = read_kept(check, key) if key and not again else None
     check.kept = kept is not None
     said = []
+    environment = {"LAB_DIR": check.folder} if check.folder else {}
     for number, command in enumerate(check.commands):
         try:
-            status, out, err = kept[number] if kept else run_command(command, check)
+            status, out, err = kept[number] if kept else children.run(command, **environment)
         except OSError as error:
             check.broken = f"{command[0]} cannot be run: {error.strerror}"
             break
@@ -333,7 +302,7 @@ def run_check(check, again=False):
         sentence = (err.strip().splitlines() or [f"{command[0]} ended with status {status}"])[-1]
         cases, incomplete = ktap.parse(out)
         check.cases += cases
-        if stopping.is_set():
+        if children.stopping.is_set():
             check.broken = "interrupted"
         elif status not in (0, 1):
             check.broken = sentence
@@ -488,10 +457,9 @@ def run_all(checks, jobs, again):
                 if not check.kept and not check.broken:
                     took[check.name] = round(check.seconds)
         except KeyboardInterrupt:
-            stopping.set()
             for future in futures:
                 future.cancel()
-            kill_children()
+            children.stop()
             raise
     write(TIMES, json.dumps(took, indent=1, sort_keys=True) + "\n")
 

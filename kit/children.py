@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Commands that run beside each other, and end together."""
+
+import os
+import signal
+import subprocess
+import threading
+
+from kit.common import TOP
+
+stopping = threading.Event()
+running = set()
+lock = threading.Lock()
+
+
+def run(command, **environment):
+    """Run one command; returns (status, its output, its errors). stop() ends it, and what it
+    started."""
+    child = subprocess.Popen(command, cwd=TOP, env={**os.environ, **environment},
+                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True, errors="replace",
+                             start_new_session=True)
+    with lock:
+        running.add(child)
+    if stopping.is_set():               # before it was among those that stop() looks at
+        kill()
+    out, err = child.communicate()
+    with lock:
+        running.discard(child)
+    return child.returncode, out, err
+
+
+def kill():
+    with lock:
+        for child in running:
+            try:
+                os.killpg(child.pid, signal.SIGTERM)
+            except ProcessLookupError:
+                pass
+
+
+def stop():
+    """End all that run, and all that are about to."""
+    stopping.set()
+    kill()
