@@ -357,7 +357,10 @@ def payload_archive(args, kernel, order):
 
 def command_line(args):
     words = ["console=ttyS0", "ignore_loglevel", "printk.devkmsg=on", "panic=-1",
-             "rdinit=/init", "net.ifnames=0"]
+             "rdinit=/init", "net.ifnames=0",
+             # On a busy machine an emulated CPU stands still for longer than the kernel's 21
+             # seconds. What hangs for good ends by --timeout.
+             "rcupdate.rcu_cpu_stall_timeout=300", "watchdog_thresh=60"]
     if args.machine == "svm":
         # On a busy machine the emulated timers lag behind the TSC; boot anyway. Trusting the TSC
         # (tsc=reliable) is no cure: calibrated on such a machine, it can stop all timers.
