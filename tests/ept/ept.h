@@ -106,6 +106,22 @@ void stop_spinning(void);
 void run_on(int cpu);			/* CPU 0 or 1; -1 is both */
 pthread_t thread_on(int cpu, void *(*run)(void *));
 
+/*
+ * Somebody asks for a memslot's dirty pages on CPU, and the memory that they are to be
+ * written to is kept away. He holds slots_lock meanwhile, the VM's file, and nothing else.
+ */
+extern struct dirty_log {
+	pthread_t thread;
+	pid_t tid;
+	bool done;
+	uint64_t *bitmap;
+} dirty_log;
+
+void hold_slots_lock(int cpu);
+void give_page_for_dirty_log(void);
+bool dirty_log_has_ended(void);
+void dirty_log_ends(const char *what);
+
 void block_vcpu(void);			/* in a page fault that only the test resolves */
 void unblock_vcpu(void);
 
@@ -127,6 +143,8 @@ void del(int id);
 /* ---- changes ------------------------------------------------------------- */
 
 void changes(void (*change)(void), bool noncoherent);
+/* The vCPU is out of its old root when the call returns, whose entries a worker removes. */
+void changes_by_worker(void (*change)(void), bool noncoherent);
 
 #define becomes_noncoherent(change)	changes(change, true)
 #define becomes_coherent(change)	changes(change, false)

@@ -511,9 +511,10 @@ static void child_changes(void)
 
 static void test_other_process(void)
 {
+	must_tear_down_later();
 	start_child_that_attaches();
-	becomes_noncoherent(child_changes);
-	becomes_coherent(child_changes);
+	changes_by_worker(child_changes, true);
+	changes_by_worker(child_changes, false);
 }
 
 /* Unbound workers, on one CPU or on both */
@@ -578,39 +579,38 @@ static void test_kernel_thread(void)
 	goes_on(false);
 }
 
-static void *close_vm(void *unused __attribute__((unused)))
-{
-	WRITE(slot_change.tid, gettid());
-	close(vm.fd);
-	WRITE(slot_change.done, true);
-	return NULL;
-}
-
-/* For the worker itself, or for its CPU that holds it up */
 static bool end_of_vm_waits(void)
 {
-	return slot_change_has_ended() || sleeps_in(READ(slot_change.tid), "flush_work") ||
-	       sleeps_in(READ(slot_change.tid), "rcu");
+	return dirty_log_has_ended() || sleeps_in(READ(dirty_log.tid), "flush_work");
 }
 
-/* While the worker is held, from another thread: the end waits for it. */
-static void start_end_of_vm(void)
+/*
+ * The VM ends on CPU 1 with a worker held on CPU 0, which is about to tear its roots
+ * down. No grace period of RCU ends while the worker is held, so all that waits for one
+ * comes before: of the references to the VM there is only that of a system call left,
+ * which holds slots_lock, so that the worker comes again until it is held.
+ */
+static void end_vm_with_worker_held(void)
 {
+	run_on(1);
+	guest_touches(SMALL);
+	guest_touches(HUGE);
+	hold_slots_lock(1);
+	run_workers_on("1");
+	close_fd(&vm.device);		/* which makes it coherent */
+	if (idle_page_is_unmapped())
+		fail("the old root is torn down without slots_lock");
 	munmap(vm.run, vm.run_size);
 	vm.run = NULL;
 	close_fd(&vm.vcpu);
-	memset(&slot_change, 0, sizeof(slot_change));
-	slot_change.thread = thread_on(1, close_vm);
+	close_fd(&vm.fd);
+	stop_trace();
+	hold_at(BY_WORKER, "");
+	wait_until(somebody_is_held, "a worker is to tear the roots down");
+	give_page_for_dirty_log();
 	wait_until(end_of_vm_waits, "the VM's end waits");
-	if (slot_change_has_ended())
+	if (dirty_log_has_ended())
 		fail("the VM has ended with a teardown pending");
-}
-
-static void vm_has_been_closed(void)
-{
-	wait_until(slot_change_has_ended, "the VM's end goes on");
-	pthread_join(slot_change.thread, NULL);
-	vm.fd = -1;
 }
 
 /* The VM ends while a worker is about to tear its roots down. */
@@ -622,18 +622,11 @@ static void test_end_of_vm(void)
 	set_up();
 	attach(NONCOHERENT, 0);
 	add(NONCOHERENT);
-	run_on(1);
-	guest_touches(SMALL);
-	guest_touches(HUGE);
-	run_workers_on("1");
-	hold_at(BY_WORKER, "");
-	close_device_by_kernel_thread();
-	wait_until(somebody_is_held, "a worker is to tear the roots down");
-	start_end_of_vm();
+	end_vm_with_worker_held();
 	if (no_vm_is_left())
 		fail("the VM is gone with a teardown pending");
 	let_go();
-	vm_has_been_closed();
+	dirty_log_ends("the VM's end goes on");
 	expect_end_of_vm();
 }
 
@@ -744,19 +737,12 @@ static void test_unload(void)
 	must_tear_down_later();
 	attach(NONCOHERENT, 0);
 	add(NONCOHERENT);
-	run_on(1);
-	guest_touches(SMALL);
-	run_workers_on("1");
-	hold_at(BY_WORKER, "");
-	close_device_by_kernel_thread();
-	wait_until(somebody_is_held, "a worker is to tear the roots down");
-	stop_trace();
-	start_end_of_vm();
+	end_vm_with_worker_held();
 	close_fd(&kvm);
 	if (kvm_intel_unloads())
 		fail("the module is unloaded with a teardown pending");
 	let_go();
-	vm_has_been_closed();
+	dirty_log_ends("the VM's end goes on");
 	wait_until(kvm_intel_unloads, "kvm_intel is unloaded");
 	wait_until(kvm_unloads, "kvm is unloaded");
 	tear_down();

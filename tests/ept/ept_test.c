@@ -1417,13 +1417,32 @@ static void expect_flushes_last(int old, int new, bool noncoherent, int begin, i
 	}
 }
 
+/* What the change that is being judged makes of the VM */
+static bool now_noncoherent;
+
+static bool old_entries_are_removed(void)
+{
+	int i, type, end = mark();
+
+	for (i = 0; i < page_count; i++) {
+		struct entries left = entries_at(pages[i].gpa, end);
+
+		for (type = 0; type < 16; type++)
+			if (left.count[type] > 0 &&
+			    (i >= BUSY || type == pages[i].type[!now_noncoherent]))
+				return false;
+	}
+	return true;
+}
+
 /*
  * CHANGE makes the VM (non-)coherent, and so turns all pages watched from one type
- * into another. Even an entry that is to have the same type again is removed.
+ * into another. Even an entry that is to have the same type again is removed: when
+ * the call returns or, BY_WORKER, some time after the vCPU has left it.
  */
-void changes(void (*change)(void), bool noncoherent)
+static void judge_change(void (*change)(void), bool noncoherent, bool by_worker)
 {
-	int i, begin, end;
+	int i, begin, end, removed;
 
 	if (!page_count)
 		watch_ram(WB | IPAT, WB);
@@ -1434,9 +1453,14 @@ void changes(void (*change)(void), bool noncoherent)
 		expect_page(&pages[i], !noncoherent);
 	begin = mark();
 	change();
-	end = mark();
+	removed = end = mark();
+	if (by_worker) {
+		now_noncoherent = noncoherent;
+		wait_until(old_entries_are_removed, "a worker removes the old entries");
+		removed = mark();
+	}
 	for (i = 0; i < page_count && !legacy; i++)
-		expect_removed(&pages[i], noncoherent, begin, end);
+		expect_removed(&pages[i], noncoherent, begin, removed);
 	expect_left(begin, end);
 	expect_flushes_last(pages[0].type[!noncoherent], pages[0].type[noncoherent],
 			    noncoherent, begin, end);
@@ -1452,6 +1476,16 @@ void changes(void (*change)(void), bool noncoherent)
 		if (!faulted_between(pages[i].gpa, begin, event_count,
 				     pages[i].type[noncoherent]))
 			fail("no fault mapped %#x anew", pages[i].gpa);
+}
+
+void changes(void (*change)(void), bool noncoherent)
+{
+	judge_change(change, noncoherent, false);
+}
+
+void changes_by_worker(void (*change)(void), bool noncoherent)
+{
+	judge_change(change, noncoherent, true);
 }
 
 static void expect_flushes(int begin, int cpu0, int cpu1, const char *when)
@@ -1994,18 +2028,9 @@ static void test_nothing_waits_for_slots(void)
 	expect(SMALL, WB);
 }
 
-/*
- * Somebody asks for a memslot's dirty pages, and keeps away the memory that they are
- * to be written to. He holds slots_lock meanwhile, and nothing else.
- */
 #define LOGGED		0x02000000u	/* a page of RAM whose writes are logged */
 
-static struct {
-	pthread_t thread;
-	pid_t tid;
-	bool done;
-	uint64_t *bitmap;
-} dirty_log;
+struct dirty_log dirty_log;
 
 static void *get_dirty_log(void *unused __attribute__((unused)))
 {
@@ -2022,12 +2047,12 @@ static bool dirty_log_waits(void)
 	return sleeps_in(READ(dirty_log.tid), "handle_userfault");
 }
 
-static bool dirty_log_has_ended(void)
+bool dirty_log_has_ended(void)
 {
 	return READ(dirty_log.done);
 }
 
-static void hold_slots_lock(void)
+void hold_slots_lock(int cpu)
 {
 	struct uffdio_api api = { .api = UFFD_API };
 	struct uffdio_register range = {
@@ -2046,20 +2071,30 @@ static void hold_slots_lock(void)
 	uffd = must(syscall(SYS_userfaultfd, O_CLOEXEC));
 	must(ioctl(uffd, UFFDIO_API, &api));
 	must(ioctl(uffd, UFFDIO_REGISTER, &range));
-	dirty_log.thread = thread_on(0, get_dirty_log);
+	dirty_log.thread = thread_on(cpu, get_dirty_log);
 	wait_until(dirty_log_waits, "somebody waits with slots_lock held");
 }
 
-static void release_slots_lock(void)
+void give_page_for_dirty_log(void)
 {
 	struct uffdio_zeropage page = { .range = { (uintptr_t)dirty_log.bitmap, 4096 } };
 
 	if (!dirty_log_waits())
 		fail("slots_lock has not been held all the time");
 	must(ioctl(uffd, UFFDIO_ZEROPAGE, &page));
-	wait_until(dirty_log_has_ended, "slots_lock is free");
+}
+
+void dirty_log_ends(const char *what)
+{
+	wait_until(dirty_log_has_ended, what);
 	pthread_join(dirty_log.thread, NULL);
 	munmap(dirty_log.bitmap, 4096);
+}
+
+static void release_slots_lock(void)
+{
+	give_page_for_dirty_log();
+	dirty_log_ends("slots_lock is free");
 }
 
 /* An entry that is there has that bit; another one need not be 0. */
@@ -2127,7 +2162,7 @@ static void test_roots_do_not_pile_up(void)
 
 	set_mtrr(0, HUGE, MIB, WC);
 	attach(NONCOHERENT, 0);
-	hold_slots_lock();
+	hold_slots_lock(0);
 	roots_begin = mark();
 	guest_touches(SMALL);
 	for (i = 0; i < 20; i++) {
