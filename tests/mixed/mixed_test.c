@@ -37,6 +37,7 @@
 #include <linux/kvm.h>
 #include <linux/perf_event.h>
 #include <linux/vfio.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -52,6 +53,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define KPROBE_TYPE	"/sys/bus/event_source/devices/kprobe/type"
@@ -136,6 +138,44 @@ static void expect_result(int result, int expected)
 {
 	if ((result < 0 ? result : 0) != expected)
 		fail("%s instead of %s", name_of(result), name_of(expected));
+}
+
+/* ---- what has to end ----------------------------------------------------- */
+
+/* Seconds for what takes milliseconds: the lab may be slow. */
+#define PATIENCE	60
+
+/*
+ * What does not end would take the run with it. It may wait for a file that is open
+ * here, and the process would not end before it: so close them all.
+ */
+static void __attribute__((noreturn)) never_ends(const char *what)
+{
+	printf("Bail out! %s: no end of %s after %d s\n", step, what, PATIENCE);
+	syscall(SYS_close_range, 3, ~0u, 0);
+	_exit(1);
+}
+
+static void must_join(pthread_t thread, const char *what)
+{
+	struct timespec limit;
+
+	clock_gettime(CLOCK_REALTIME, &limit);
+	limit.tv_sec += PATIENCE;
+	if (pthread_timedjoin_np(thread, NULL, &limit))
+		never_ends(what);
+}
+
+static void must_die(pid_t pid, const char *what)
+{
+	int tries;
+
+	kill(pid, SIGKILL);
+	for (tries = 0; waitpid(pid, NULL, WNOHANG) != pid; tries++) {
+		if (tries == PATIENCE * 1000)
+			never_ends(what);
+		usleep(1000);
+	}
 }
 
 /* ---- VMs ----------------------------------------------------------------- */
@@ -830,7 +870,7 @@ static void begin_to_unbind(int id)
 static void end_to_unbind(void)
 {
 	begin("end to unbind %d", leaving.id);
-	pthread_join(leaving.thread, NULL);
+	must_join(leaving.thread, "unbinding a device that is closed");
 	leaving.started = false;
 	expect_result(leaving.result, 0);
 	model_unbound(leaving.id);
@@ -853,8 +893,8 @@ struct caller {
 
 /* Who is held by hold.ko keeps its CPU, so that is not ours. */
 static struct caller held = { .cpu = 1 }, follower = { .cpu = 0 };
-/* What their calls are about */
-static int their_device, their_file;
+/* What their calls are about, and the file of a device that one of them opens */
+static int their_device, their_file, their_fd = NONE;
 
 /* Processes that can be killed one by one; they share our memory, so they may use the VM. */
 static struct reader {
@@ -897,7 +937,7 @@ static void start(struct caller *caller, int (*their_call)(void))
 static void join_caller(struct caller *caller)
 {
 	if (caller->started)
-		pthread_join(caller->thread, NULL);
+		must_join(caller->thread, "the call of another thread");
 	caller->started = false;
 }
 
@@ -1001,13 +1041,12 @@ static void tear_down_held(void)
 	join_caller(&held);
 	join_caller(&follower);
 	for (i = 0; i < ARRAY_SIZE(readers); i++) {
-		if (readers[i].pid > 0) {
-			kill(readers[i].pid, SIGKILL);
-			waitpid(readers[i].pid, NULL, 0);
-		}
+		if (readers[i].pid > 0)
+			must_die(readers[i].pid, "a reader that is killed");
 		readers[i].pid = 0;
 	}
 	syscall(SYS_delete_module, "hold", O_NONBLOCK);
+	close_fd(&their_fd);
 }
 
 /* ---- from case to case --------------------------------------------------- */
@@ -1030,9 +1069,16 @@ static void set_up(void)
 				KVM_DEV_VFIO_STATE_VM, NULL);
 }
 
+static void *destroy_all(void *unused)
+{
+	put(TESTDEV "destroy", "all");
+	return NULL;
+}
+
 /* Whatever the case has left. */
 static void tear_down(void)
 {
+	pthread_t destroyer;
 	int i;
 
 	tear_down_held();
@@ -1044,9 +1090,11 @@ static void tear_down(void)
 	for (i = 0; i < CONTAINERS; i++)
 		close_fd(&containers[i].fd);
 	if (leaving.started)
-		pthread_join(leaving.thread, NULL);
+		must_join(leaving.thread, "unbinding a device that is closed");
 	leaving.started = false;
-	put(TESTDEV "destroy", "all");
+	if (pthread_create(&destroyer, NULL, destroy_all, NULL))
+		never_ends("destroying all devices, which has no thread");
+	must_join(destroyer, "destroying all devices, which are closed");
 }
 
 /* A file that is attached to CONTAINER, and tracked by VM 0. */
@@ -1494,6 +1542,7 @@ static int be_doomed(void *unused)
 
 static void test_last_by_death(void)
 {
+	struct pollfd ready;
 	int i, pid;
 	char byte;
 
@@ -1503,12 +1552,14 @@ static void test_last_by_death(void)
 	begin("another process tracks all groups");
 	must(pipe2(doomed.ready, O_CLOEXEC));
 	pid = must(clone(be_doomed, doomed.stack + sizeof(doomed.stack), CLONE_VM | SIGCHLD, NULL));
+	ready = (struct pollfd){ .fd = doomed.ready[0], .events = POLLIN };
+	if (must(poll(&ready, 1, PATIENCE * 1000)) != 1)
+		never_ends("the other process's calls");
 	must(read(doomed.ready[0], &byte, 1));
 	begin("another process has tracked all groups");
 	if (!doomed.result && !is_noncoherent(&vms[0]))
 		doomed.result = -EPROTO;
-	kill(pid, SIGKILL);
-	must(waitpid(pid, NULL, 0));
+	must_die(pid, "a process that is killed");
 	close_fd(&doomed.ready[0]);
 	close_fd(&doomed.ready[1]);
 	expect_result(doomed.result, 0);
@@ -1534,7 +1585,8 @@ static int call_open_device(void)
 	char name[40];
 
 	snprintf(name, sizeof(name), "vfio_testdev.%d", their_device);
-	return call(ioctl(files[their_file].fd, VFIO_GROUP_GET_DEVICE_FD, name));
+	their_fd = call(ioctl(files[their_file].fd, VFIO_GROUP_GET_DEVICE_FD, name));
+	return their_fd < 0 ? their_fd : 0;
 }
 
 static int call_del(void)
@@ -1654,7 +1706,7 @@ static void test_del_while_opened(void)
 	let_go();
 	begin("GET_DEVICE_FD goes on");
 	expect_result(held.result, 0);
-	close_fd(&held.result);
+	close_fd(&their_fd);
 	begin("DEL goes on");
 	join_caller(&follower);
 	expect_result(follower.result, 0);
