@@ -119,18 +119,27 @@ programs: $(PROGRAMS)
 # Set-up first: the compiler may not be there yet.
 $(PROGRAMS): | setup
 
-out/lab/wbinvd_test: tests/wbinvd/wbinvd_test.c tests/kit/wbinvd_phase.c tests/kit/wbinvd_phase.h
-out/lab/ept_test: tests/ept/ept_test.c tests/ept/ept_roots.c tests/ept/ept.h tests/kit/testdev.h
-out/lab/mixed_test: tests/mixed/mixed_test.c tests/kit/testdev.h
-out/lab/mtty_test: tests/mtty/mtty_test.c tests/kit/testdev.h
-out/lab/mixtures_test: tests/mixtures/mixtures_test.c tests/kit/testdev.h
-out/lab/wbinvd_test out/lab/ept_test out/lab/mixed_test out/lab/mtty_test out/lab/mixtures_test:
+# What all of them share; those whose oracle counts WBINVDs have their phases as well.
+KIT := $(addprefix tests/kit/,lab.c files.c hold.c vfio.c vm.c)
+KIT_HEADERS := $(wildcard tests/kit/*.h)
+
+LAB_TESTS := $(addprefix out/lab/,wbinvd_test mtty_test mixtures_test)
+out/lab/wbinvd_test: tests/kit/wbinvd_phase.c
+
+.SECONDEXPANSION:
+$(LAB_TESTS): out/lab/%_test: $$(wildcard tests/%/*.c tests/%/*.h) $(KIT) $(KIT_HEADERS)
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -pthread -I tests/kit -o $@ $(filter %.c,$^)
 
-out/lab/bench: bench/bench.c tests/kit/testdev.h
+out/lab/ept_test: tests/ept/ept_test.c tests/ept/ept_roots.c tests/ept/ept.h tests/kit/testdev.h
+out/lab/mixed_test: tests/mixed/mixed_test.c tests/kit/testdev.h
+out/lab/ept_test out/lab/mixed_test:
 	@mkdir -p $(@D)
-	$(CC) -O2 -Wall -static -o $@ $<
+	$(CC) -O2 -Wall -static -pthread -I tests/kit -o $@ $(filter %.c,$^)
+
+out/lab/bench: bench/bench.c $(KIT) $(KIT_HEADERS)
+	@mkdir -p $(@D)
+	$(CC) -O2 -Wall -static -pthread -I tests/kit -o $@ $(filter %.c,$^)
 
 # The fixture fits Debian's kernel, stock modules and ours alike. It knows by itself whether
 # anything changed, the tree's headers included.

@@ -61,20 +61,9 @@
 #define MAX_GROUPS	1024
 #define MAX_USERS	8
 
-static void __attribute__((noreturn, format(printf, 1, 2))) fail(const char *format, ...)
-{
-	va_list args;
-
-	printf("# FAILED: ");
-	va_start(args, format);
-	vprintf(format, args);
-	va_end(args);
-	printf("\n");
-	fflush(stdout);
-	exit(1);
-}
-
-#include "../tests/kit/testdev.h"
+#include "files.h"
+#include "vfio.h"
+#include "vm.h"
 
 /* ---- the clock ----------------------------------------------------------- */
 
@@ -734,7 +723,7 @@ static void make_guest(void)
 	memcpy(low + CODE, guest_code, guest_code_end - guest_code);
 	add_slot(0, 0, MIB, low);
 	vcpu = must(ioctl(vm, KVM_CREATE_VCPU, 0));
-	run = map_vcpu(kvm, vcpu, &run_size);
+	run = map_vcpu(vcpu, &run_size);
 	set_protected_mode(vcpu);
 }
 
@@ -801,7 +790,7 @@ static struct cost least_wbinvd_cost(void)
 
 	for (id = 1; id < VCPUS; id++) {
 		vcpu = must(ioctl(vm, KVM_CREATE_VCPU, id));
-		run = map_vcpu(kvm, vcpu, &run_size);
+		run = map_vcpu(vcpu, &run_size);
 		set_protected_mode(vcpu);
 		cost = wbinvd_cost();
 		if (cost.least < least.least)

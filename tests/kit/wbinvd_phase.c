@@ -4,8 +4,6 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
-#include <linux/vfio.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
@@ -13,19 +11,13 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "vm.h"
 #include "wbinvd_phase.h"
 
 bool noncoherent_host;
 int patience = 1;
 
-/* ---- failing ------------------------------------------------------------- */
-
-int checked(int ret, const char *what)
-{
-	if (ret < 0)
-		die("%s: %s", what, strerror(errno));
-	return ret;
-}
+/* ---- waiting ------------------------------------------------------------- */
 
 void sleep_ms(int ms)
 {
@@ -69,10 +61,10 @@ static void make_marks(void)
 	marks = mmap(NULL, size, PROT_READ | PROT_WRITE,
 		     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (marks == MAP_FAILED)
-		die("no memory for the marks");
+		fail("no memory for the marks");
 	for (i = 0; i < MARK_MAX; i++)
 		marks[i] = MARK_CODE(i);
-	CHECK(mprotect(marks, size, PROT_READ | PROT_EXEC));
+	must(mprotect(marks, size, PROT_READ | PROT_EXEC));
 }
 
 static void mark(int number)
@@ -86,7 +78,7 @@ void phase_begin(void)
 {
 	expected.number = shared->next_phase++;
 	if (expected.number >= MARK_MAX)
-		die("more than %d phases", MARK_MAX);
+		fail("more than %d phases", MARK_MAX);
 	mark(expected.number);
 }
 
@@ -160,25 +152,12 @@ void expect_total(int n, int more)
 
 /* ---- CPUs ---------------------------------------------------------------- */
 
-void pin(pid_t tid, int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	/* A running thread has been moved when this returns. */
-	CHECK(sched_setaffinity(tid, sizeof(set), &set));
-}
-
 void set_online(int cpu, bool online)
 {
 	char path[64];
-	int fd;
 
 	snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online", cpu);
-	fd = CHECK(open(path, O_WRONLY));
-	CHECK(write(fd, online ? "1" : "0", 1));
-	close(fd);
+	must_put(path, "%d", online);
 }
 
 void set_cpu2_online(bool online)
@@ -198,7 +177,7 @@ void wait_sem(sem_t *sem, const char *what)
 	clock_gettime(CLOCK_REALTIME, &t);
 	t.tv_sec += SCENARIO_LIMIT / 2;
 	if (sem_timedwait(sem, &t))
-		die("%s: %s", what, strerror(errno));
+		fail("%s: %s", what, strerror(errno));
 }
 
 static void *vcpu_thread(void *arg)
@@ -207,15 +186,15 @@ static void *vcpu_thread(void *arg)
 
 	t->tid = gettid();
 	/* Creating a vCPU loads it too: let that be where it is to run. */
-	pin(0, t->first_cpu);
+	must(pin(0, t->first_cpu));
 	t->setup(t);
 	sem_post(&t->ready);
 	for (;;) {
 		while (sem_wait(&t->go))
 			;
-		CHECK(ioctl(t->fd, KVM_RUN, 0));
+		must(ioctl(t->fd, KVM_RUN, 0));
 		if (t->run->exit_reason != t->stop_reason)
-			die("a vCPU stopped with exit reason %u",
+			fail("a vCPU stopped with exit reason %u",
 			    t->run->exit_reason);
 		sem_post(&t->stopped);
 	}
@@ -231,7 +210,7 @@ void vcpu_thread_create(struct vcpu_thread *t, int cpu,
 	sem_init(&t->go, 0, 0);
 	sem_init(&t->stopped, 0, 0);
 	if (pthread_create(&t->thread, NULL, vcpu_thread, t))
-		die("cannot create a thread");
+		fail("cannot create a thread");
 	wait_sem(&t->ready, "creating a vCPU");
 }
 
@@ -247,107 +226,39 @@ void vcpu_thread_wait(struct vcpu_thread *t)
 
 /* ---- VFIO ---------------------------------------------------------------- */
 
-static void group_path(int index, char *path, size_t size)
-{
-	char bdf[32], link[96], target[160];
-	const char *list = getenv("LAB_EDU");
-	ssize_t n;
-	int i;
-
-	for (i = 0; list && i < index; i++)
-		list = strchr(list + (*list == ' '), ' ');
-	if (!list || sscanf(list, "%31s", bdf) != 1)
-		die("LAB_EDU names fewer than %d devices", index + 1);
-	snprintf(link, sizeof(link), "/sys/bus/pci/devices/%s/iommu_group", bdf);
-	n = CHECK(readlink(link, target, sizeof(target) - 1));
-	target[n] = 0;
-	snprintf(path, size, "/dev/vfio%s", strrchr(target, '/'));
-}
-
 int group_open(int index)
 {
+	int number = group_number_of(edu_device(index)), fd;
 	double limit = now() + 5;
-	char path[192];
-	int fd;
 
-	group_path(index, path, sizeof(path));
 	/* Only one file a group: the scenario before may still be closing it. */
-	while ((fd = open(path, O_RDWR | O_CLOEXEC)) < 0 && errno == EBUSY &&
-	       now() < limit)
+	while ((fd = open_group_number(number)) == -EBUSY && now() < limit)
 		sleep_ms(10);
-	return checked(fd, path);
-}
-
-int container_open(void)
-{
-	return CHECK(open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC));
-}
-
-void set_container(int group, int container)
-{
-	CHECK(ioctl(group, VFIO_GROUP_SET_CONTAINER, &container));
-}
-
-void set_iommu(int container)
-{
-	CHECK(ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
-}
-
-void unset_container(int group)
-{
-	CHECK(ioctl(group, VFIO_GROUP_UNSET_CONTAINER));
+	if (fd < 0)
+		fail("/dev/vfio/%d: %s", number, strerror(-fd));
+	return fd;
 }
 
 int group_attach(int group)
 {
-	int container = container_open();
+	int container = must(open_container());
 
-	set_container(group, container);
-	set_iommu(container);
+	must(group_join(group, container));
+	must(container_set_iommu(container));
 	return container;
-}
-
-int kvm_vfio_create(int vm_fd)
-{
-	struct kvm_create_device create = { .type = KVM_DEV_TYPE_VFIO };
-
-	CHECK(ioctl(vm_fd, KVM_CREATE_DEVICE, &create));
-	return create.fd;
-}
-
-static int file_attr(int dev, uint64_t what, int32_t fd)
-{
-	/* Kernel headers call the file attributes by the groups' old names. */
-	struct kvm_device_attr attr = {
-		.group = KVM_DEV_VFIO_GROUP,
-		.attr = what,
-		.addr = (uintptr_t)&fd,
-	};
-
-	return ioctl(dev, KVM_SET_DEVICE_ATTR, &attr);
-}
-
-void kvm_vfio_add(int dev, int file)
-{
-	checked(file_attr(dev, KVM_DEV_VFIO_GROUP_ADD, file), "KVM_DEV_VFIO_FILE_ADD");
-}
-
-void kvm_vfio_del(int dev, int file)
-{
-	checked(file_attr(dev, KVM_DEV_VFIO_GROUP_DEL, file), "KVM_DEV_VFIO_FILE_DEL");
 }
 
 /* ---- scenarios ----------------------------------------------------------- */
 
 void wait_for_death(pid_t pid)
 {
-	CHECK(waitpid(pid, NULL, 0));
+	must(waitpid(pid, NULL, 0));
 }
 
 pid_t fork_child(void)
 {
 	fflush(stdout);
-	return CHECK(fork());
+	return must(fork());
 }
 
 pid_t fork_doomed(void (*setup)(void))
@@ -356,18 +267,18 @@ pid_t fork_doomed(void (*setup)(void))
 	char byte;
 	pid_t pid;
 
-	CHECK(pipe(report));
+	must(pipe(report));
 	pid = fork_child();
 	if (!pid) {
 		setup();
-		CHECK(write(report[1], "x", 1));
+		must(write(report[1], "x", 1));
 		for (;;)
 			pause();
 	}
 	/* Only the other process can end the read without a byte. */
 	close(report[1]);
 	if (read(report[0], &byte, 1) != 1)
-		die("the process to be killed ended by itself");
+		fail("the process to be killed ended by itself");
 	close(report[0]);
 	return pid;
 }
@@ -393,7 +304,7 @@ static bool run_scenario(const struct scenario *s)
 		fflush(stdout);
 		_exit(0);
 	}
-	while (CHECK(waitpid(pid, &status, WNOHANG)) == 0) {
+	while (must(waitpid(pid, &status, WNOHANG)) == 0) {
 		if (now() > limit)
 			bail_out(pid);
 		sleep_ms(20);
@@ -415,13 +326,11 @@ static bool run_scenario(const struct scenario *s)
  */
 static void keep_a_vm(bool irqchip)
 {
-	int kvm = CHECK(open("/dev/kvm", O_RDWR | O_CLOEXEC));
-	int vm = CHECK(ioctl(kvm, KVM_CREATE_VM, 0));
+	int vm = create_vm();
 
 	if (irqchip)
-		CHECK(ioctl(vm, KVM_CREATE_IRQCHIP, 0));
-	CHECK(ioctl(vm, KVM_CREATE_VCPU, 0));
-	close(kvm);
+		must(ioctl(vm, KVM_CREATE_IRQCHIP, 0));
+	must(ioctl(vm, KVM_CREATE_VCPU, 0));
 }
 
 static void keep_vms(void)
@@ -442,19 +351,19 @@ static void prepare(void)
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (sysconf(_SC_NPROCESSORS_ONLN) != CPUS)
-		die("this test needs %d CPUs, run it with --smp %d", CPUS, CPUS);
+		fail("this test needs %d CPUs, run it with --smp %d", CPUS, CPUS);
 	if (!snoop)
-		die("LAB_SNOOP is not set, run this in the lab");
+		fail("LAB_SNOOP is not set, run this in the lab");
 	noncoherent_host = !strcmp(snoop, "off");
 	if (kernel && !strcmp(kernel, "debug"))
 		patience = 6;
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
 		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (shared == MAP_FAILED)
-		die("no shared memory");
+		fail("no shared memory");
 	shared->next_phase = MARK_FIRST_PHASE;
 	make_marks();
-	pin(0, 0);
+	must(pin(0, 0));
 	keep_vms();
 }
 

@@ -37,29 +37,16 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#include "vfio.h"
+
 #define CPUS		4
 #define SCENARIO_LIMIT	(20 * patience)	/* seconds; they take less than two */
-
-#define READ(x)		__atomic_load_n(&(x), __ATOMIC_SEQ_CST)
-#define WRITE(x, value)	__atomic_store_n(&(x), value, __ATOMIC_SEQ_CST)
 
 extern bool noncoherent_host;	/* all DMA of VFIO devices is non-coherent */
 extern int patience;		/* more for a debug kernel */
 
-/* ---- failing, waiting ---------------------------------------------------- */
+/* ---- waiting ------------------------------------------------------------- */
 
-#define die(...)		\
-do {				\
-	printf("# FAILED: ");	\
-	printf(__VA_ARGS__);	\
-	printf("\n");		\
-	fflush(stdout);		\
-	_exit(1);		\
-} while (0)
-
-#define CHECK(call)	checked((call), #call)
-
-int checked(int ret, const char *what);
 void sleep_ms(int ms);
 double now(void);
 void wait_sem(sem_t *sem, const char *what);
@@ -98,8 +85,6 @@ void expect_total(int n, int more);
 
 /* ---- CPUs ---------------------------------------------------------------- */
 
-/* Thread @tid, 0 for this one, runs on @cpu when this returns, or will. */
-void pin(pid_t tid, int cpu);
 void set_online(int cpu, bool online);
 void set_cpu2_online(bool online);
 
@@ -128,19 +113,10 @@ void vcpu_thread_wait(struct vcpu_thread *t);
 
 /* ---- VFIO ---------------------------------------------------------------- */
 
-/* The group of one of the lab's edu devices. */
+/* The group of one of the lab's edu devices */
 int group_open(int index);
-int container_open(void);
-void set_container(int group, int container);
-void set_iommu(int container);
-void unset_container(int group);
 /* Attach @group to a container of its own, and return that. */
 int group_attach(int group);
-
-/* The KVM-VFIO device of a VM. */
-int kvm_vfio_create(int vm_fd);
-void kvm_vfio_add(int dev, int file);
-void kvm_vfio_del(int dev, int file);
 
 /* ---- scenarios ----------------------------------------------------------- */
 

@@ -15,29 +15,21 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Ends the case, and with the process all that is open of it. */
-static void __attribute__((noreturn, format(printf, 1, 2))) fail(const char *format, ...)
-{
-	va_list args;
+#include "files.h"
+#include "vfio.h"
+#include "vm.h"
 
-	printf("# ");
-	va_start(args, format);
-	vprintf(format, args);
-	va_end(args);
-	printf("\n");
-	exit(1);
-}
-
-#include "testdev.h"
+/* What fails ends the case, and with the process all that is open of it. */
 
 enum set { STOCK, OURS, OTHER, SETS };
 
@@ -71,20 +63,20 @@ static bool is_loaded(const char *name)
 	return !access(path, F_OK);
 }
 
-static void unload(const char *name)
+static void unload_if_loaded(const char *name)
 {
-	if (is_loaded(name) && syscall(SYS_delete_module, name, O_NONBLOCK))
-		fail("the module %s does not unload: %s", name, strerror(errno));
+	if (is_loaded(name))
+		unload(name);
 }
 
 static void unload_all(void)
 {
-	unload(kvm.top);
-	unload(kvm.base);
-	unload("vfio_pci");
-	unload("vfio_pci_core");
-	unload(vfio.top);
-	unload(vfio.base);
+	unload_if_loaded(kvm.top);
+	unload_if_loaded(kvm.base);
+	unload_if_loaded("vfio_pci");
+	unload_if_loaded("vfio_pci_core");
+	unload_if_loaded(vfio.top);
+	unload_if_loaded(vfio.base);
 }
 
 static const char *module_path(enum set set, const char *file)
@@ -111,16 +103,6 @@ static void must_load(enum set set, const char *file)
 
 	if (ret)
 		fail("%s of %s does not load: %s", file, set_name[set], strerror(-ret));
-}
-
-static void load_debians(const char *name, const char *options)
-{
-	struct utsname kernel;
-	char path[200];
-
-	uname(&kernel);
-	snprintf(path, sizeof(path), "/lib/modules/%s/%s.ko", kernel.release, name);
-	load(path, options);
 }
 
 /* The symbol by which the module of this set is bound */
@@ -178,32 +160,16 @@ static void run_vm(void)
 {
 	/* out %al, $0x42; hlt */
 	static const uint8_t code[] = { 0xe6, 0x42, 0xf4 };
-	struct kvm_userspace_memory_region region = {
-		.guest_phys_addr = 0x1000, .memory_size = 0x1000,
-	};
-	struct kvm_regs regs = { .rip = 0x1000, .rflags = 2, .rax = 0x5a };
-	struct kvm_sregs sregs;
+	void *memory = guest_memory(0x1000);
+	int vm = create_vm(), vcpu;
 	struct kvm_run *run;
-	int dev, vm, vcpu;
 	size_t size;
-	void *memory;
 
-	memory = mmap(NULL, 0x1000, PROT_READ | PROT_WRITE,
-		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (memory == MAP_FAILED)
-		fail("mmap: %s", strerror(errno));
 	memcpy(memory, code, sizeof(code));
-	region.userspace_addr = (uintptr_t)memory;
-	dev = must(open("/dev/kvm", O_RDWR | O_CLOEXEC));
-	vm = must(ioctl(dev, KVM_CREATE_VM, 0));
-	must(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region));
+	add_memory(vm, 0, 0x1000, 0x1000, memory);
 	vcpu = must(ioctl(vm, KVM_CREATE_VCPU, 0));
-	run = map_vcpu(dev, vcpu, &size);
-	must(ioctl(vcpu, KVM_GET_SREGS, &sregs));
-	sregs.cs.base = 0;
-	sregs.cs.selector = 0;
-	must(ioctl(vcpu, KVM_SET_SREGS, &sregs));
-	must(ioctl(vcpu, KVM_SET_REGS, &regs));
+	run = map_vcpu(vcpu, &size);
+	start_real_mode(vcpu, 0x1000, 0);
 	must(ioctl(vcpu, KVM_RUN, 0));
 	if (run->exit_reason != KVM_EXIT_IO || run->io.port != 0x42 ||
 	    *((uint8_t *)run + run->io.data_offset) != 0x5a)
@@ -249,26 +215,17 @@ static void try_pair(const struct pair *pair, enum set base, enum set top)
 static void try_add(const struct pair *pair, enum set kvm_set, enum set vfio_set)
 {
 	int expected = kvm_set == vfio_set || kvm_set == STOCK ? 0 : -EINVAL;
-	struct kvm_create_device device = { .type = KVM_DEV_TYPE_VFIO };
-	int dev, vm, group, ret;
-	struct kvm_device_attr attr = {
-		.group = KVM_DEV_VFIO_GROUP, .attr = KVM_DEV_VFIO_GROUP_ADD,
-		.addr = (uintptr_t)&group,
-	};
-	char path[100];
+	int vm, group, ret;
 
 	must_load(vfio_set, vfio.base);
 	must_load(vfio_set, vfio.file);
-	load_debians("vfio_pci_core", "");
-	load_debians("vfio_pci", "ids=1234:11e8");
+	load_kernels("vfio_pci_core", "");
+	load_kernels("vfio_pci", "ids=1234:11e8");
 	must_load(kvm_set, kvm.base);
 	must_load(kvm_set, kvm.file);
-	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s", getenv("LAB_EDU"));
-	group = must_open_group(group_number_of(path));
-	dev = must(open("/dev/kvm", O_RDWR | O_CLOEXEC));
-	vm = must(ioctl(dev, KVM_CREATE_VM, 0));
-	must(ioctl(vm, KVM_CREATE_DEVICE, &device));
-	ret = ioctl(device.fd, KVM_SET_DEVICE_ATTR, &attr) ? -errno : 0;
+	group = must_open_group(group_number_of(edu_device(0)));
+	vm = create_vm();
+	ret = kvm_vfio_add(must(kvm_vfio_create(vm)), group) ? -errno : 0;
 	if (ret != expected)
 		fail("ADD: %s", strerror(-ret));
 }

@@ -14,51 +14,15 @@
  * Output: KTAP.
  */
 #define _GNU_SOURCE
-#include <linux/kvm.h>
-#include <linux/perf_event.h>
-#include <linux/vfio.h>
-#include <sched.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
+#include <sys/ioctl.h>
 
-/* An extension that no distribution's headers have. */
-#ifndef KVM_DEV_VFIO_STATE
-#define KVM_DEV_VFIO_STATE		0x1000
-#define KVM_DEV_VFIO_STATE_VM		1
-#define KVM_DEV_VFIO_STATE_FILE		2
-
-struct kvm_vfio_file_state {
-	__s32 fd;
-	__u32 coherency;
-};
-
-#define KVM_VFIO_FILE_NOT_ATTACHED	0
-#define KVM_VFIO_FILE_ENFORCED		1
-#define KVM_VFIO_FILE_NOT_ENFORCED	2
-#endif
+#include "files.h"
+#include "vfio.h"
+#include "vm.h"
 
 #define MDEVS		"/sys/bus/mdev/devices/"
 #define MTTY_CREATE	"/sys/class/mdev_bus/mtty/mdev_supported_types/mtty-1/create"
-#define KPROBE_TYPE	"/sys/bus/event_source/devices/kprobe/type"
-#define GUEST_ENTRY	0x1000
-
-static jmp_buf test_end;
-static char reason[300];
-
-/* End the test that is running. */
-static void __attribute__((noreturn, format(printf, 1, 2)))
-fail(const char *format, ...)
-{
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(reason, sizeof(reason), format, args);
-	va_end(args);
-	longjmp(test_end, 1);
-}
-
-#include "testdev.h"
 
 /* ---- mediated devices ---------------------------------------------------- */
 
@@ -96,8 +60,8 @@ static void create_mdev(int i)
 static void join_container(int i)
 {
 	if (container < 0)
-		container = must(open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC));
-	must(ioctl(groups[i], VFIO_GROUP_SET_CONTAINER, &container));
+		container = must(open_container());
+	must(group_join(groups[i], container));
 }
 
 static void attach(int i)
@@ -113,98 +77,18 @@ static void open_device(int i)
 
 /* ---- the VM -------------------------------------------------------------- */
 
-static int vm, vcpu, probe;
-static struct kvm_run *run;
+static struct wbinvd_vm vm;
 static bool readable;
 
-/* wbinvd; hlt; jmp to the start */
-static const uint8_t guest_code[] = { 0x0f, 0x09, 0xf4, 0xeb, 0xfb };
-
-static void make_vm(void)
-{
-	struct kvm_userspace_memory_region slot = {
-		.guest_phys_addr = GUEST_ENTRY, .memory_size = 4096,
-	};
-	struct kvm_regs regs = { .rip = GUEST_ENTRY, .rflags = 2 };
-	int kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC));
-	struct kvm_sregs sregs;
-	size_t size;
-	char *mem;
-
-	vm = must(ioctl(kvm, KVM_CREATE_VM, 0));
-	mem = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (mem == MAP_FAILED)
-		fail("no memory for a guest");
-	memcpy(mem, guest_code, sizeof(guest_code));
-	slot.userspace_addr = (uintptr_t)mem;
-	must(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot));
-	vcpu = must(ioctl(vm, KVM_CREATE_VCPU, 0));
-	run = map_vcpu(kvm, vcpu, &size);
-	close(kvm);
-	must(ioctl(vcpu, KVM_GET_SREGS, &sregs));
-	sregs.cs.selector = 0;
-	sregs.cs.base = 0;
-	must(ioctl(vcpu, KVM_SET_SREGS, &sregs));
-	must(ioctl(vcpu, KVM_SET_REGS, &regs));
-}
-
-/* Counts wbinvd_ipi() on the CPU that we run on. */
-static void count_flushes(void)
-{
-	struct perf_event_attr attr = {
-		.size = sizeof(attr),
-		.kprobe_func = (uintptr_t)"kvm:wbinvd_ipi",
-	};
-	cpu_set_t set;
-
-	attr.type = must(get_number(KPROBE_TYPE));
-	CPU_ZERO(&set);
-	CPU_SET(0, &set);
-	must(sched_setaffinity(0, sizeof(set), &set));
-	probe = must(syscall(SYS_perf_event_open, &attr, -1, 0, -1, PERF_FLAG_FD_CLOEXEC));
-}
-
-static uint64_t flushes(void)
-{
-	uint64_t count;
-
-	if (read(probe, &count, sizeof(count)) != sizeof(count))
-		fail("the kprobe does not count");
-	return count;
-}
-
-/* Does a WBINVD of the guest reach the CPU? */
-static bool is_noncoherent(void)
-{
-	uint64_t before = flushes();
-	int ret;
-
-	do {
-		ret = ioctl(vcpu, KVM_RUN, 0);
-	} while (ret && errno == EINTR);
-	if (ret || run->exit_reason != KVM_EXIT_HLT)
-		fail("the guest left with %d, exit %u", ret, run->exit_reason);
-	return flushes() > before;
-}
-
 /* 0 or -errno */
-static int device_attr(unsigned long op, int group, int attr, void *addr)
-{
-	struct kvm_device_attr request = {
-		.group = group, .attr = attr, .addr = (uintptr_t)addr,
-	};
-
-	return ioctl(kvm_device, op, &request) ? -errno : 0;
-}
-
 static int add(int fd)
 {
-	return device_attr(KVM_SET_DEVICE_ATTR, KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_ADD, &fd);
+	return kvm_vfio_add(kvm_device, fd) ? -errno : 0;
 }
 
 static int del(int fd)
 {
-	return device_attr(KVM_SET_DEVICE_ATTR, KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_DEL, &fd);
+	return kvm_vfio_del(kvm_device, fd) ? -errno : 0;
 }
 
 static void must_be(const char *what, int result, int expected)
@@ -216,12 +100,9 @@ static void must_be(const char *what, int result, int expected)
 
 static void create_kvm_device(void)
 {
-	struct kvm_create_device request = { .type = KVM_DEV_TYPE_VFIO };
-
-	must(ioctl(vm, KVM_CREATE_DEVICE, &request));
-	kvm_device = request.fd;
-	readable = !device_attr(KVM_HAS_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
-				KVM_DEV_VFIO_STATE_VM, NULL);
+	kvm_device = must(kvm_vfio_create(vm.fd));
+	readable = !kvm_vfio_attr(kvm_device, KVM_HAS_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
+				  KVM_DEV_VFIO_STATE_VM, NULL);
 }
 
 /* ---- what has to be ------------------------------------------------------ */
@@ -240,7 +121,7 @@ static int verdict(void)
 
 static void expect_vm(const char *when, bool noncoherent)
 {
-	if (is_noncoherent() != noncoherent)
+	if (wbinvd_is_executed(&vm) != noncoherent)
 		fail("%s the VM is %scoherent", when, noncoherent ? "" : "non-");
 }
 
@@ -250,9 +131,8 @@ static void expect(const char *when, int fd, int coherency)
 	struct kvm_vfio_file_state state = { .fd = fd, .coherency = ~0u };
 
 	if (readable) {
-		must_be("reading the state of a file",
-			device_attr(KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
-				    KVM_DEV_VFIO_STATE_FILE, &state), 0);
+		must(kvm_vfio_attr(kvm_device, KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
+				   KVM_DEV_VFIO_STATE_FILE, &state));
 		if (state.coherency >= ARRAY_SIZE(names))
 			fail("%s the file is %u", when, state.coherency);
 		if ((int)state.coherency != coherency)
@@ -288,7 +168,7 @@ static void test_added_first(void)
 	expect("in a container without an IOMMU", groups[0], KVM_VFIO_FILE_NOT_ATTACHED);
 	must(ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1_IOMMU));
 	expect("when it is attached", groups[0], verdict());
-	must(ioctl(groups[0], VFIO_GROUP_UNSET_CONTAINER));
+	must(group_leave(groups[0]));
 	expect("when it is detached", groups[0], KVM_VFIO_FILE_NOT_ATTACHED);
 }
 
@@ -303,7 +183,7 @@ static void test_second(void)
 	expect("when it is added", groups[1], KVM_VFIO_FILE_NOT_ATTACHED);
 	join_container(1);
 	expect("when it joins", groups[1], verdict());
-	must(ioctl(groups[1], VFIO_GROUP_UNSET_CONTAINER));
+	must(group_leave(groups[1]));
 	expect("when it leaves", groups[1], KVM_VFIO_FILE_NOT_ATTACHED);
 }
 
@@ -338,10 +218,7 @@ static void test_removed(void)
 	expect_vm("when it is deleted", false);
 }
 
-static const struct test {
-	const char *name;
-	void (*run)(void);
-} tests[] = {
+static const struct test tests[] = {
 	{ "attached, then added", test_attached_first },
 	{ "added, then attached and detached", test_added_first },
 	{ "the second in a container", test_second },
@@ -349,12 +226,10 @@ static const struct test {
 	{ "removed while it is tracked", test_removed },
 };
 
-static bool run_test(void (*test)(void))
+static const struct suite suite = SUITE(tests);
+
+static void set_up(const struct test *test __attribute__((unused)))
 {
-	if (setjmp(test_end))
-		return false;
-	test();
-	return true;
 }
 
 static void tear_down(void)
@@ -373,40 +248,16 @@ static void tear_down(void)
 
 static void prepare(void)
 {
-	struct utsname name;
-	char path[150];
-
-	uname(&name);
-	snprintf(path, sizeof(path), "/lib/modules/%s/mdev.ko", name.release);
-	load(path, "");
+	load_kernels("mdev", "");
 	load("mtty.ko", "");
 	count_flushes();
-	make_vm();
+	make_wbinvd_vm(&vm);
 }
 
 int main(void)
 {
-	int failures = 0;
-	unsigned int i;
+	static const struct program program = { prepare, set_up, tear_down };
+	static const struct suite *const suites[] = { &suite };
 
-	setvbuf(stdout, NULL, _IOLBF, 0);
-	printf("KTAP version 1\n1..%zu\n", ARRAY_SIZE(tests));
-	if (!run_test(prepare)) {
-		printf("Bail out! %s\n", reason);
-		return 1;
-	}
-	for (i = 0; i < ARRAY_SIZE(tests); i++) {
-		bool passed = run_test(tests[i].run);
-
-		if (!run_test(tear_down)) {
-			printf("Bail out! %s\n", reason);
-			return 1;
-		}
-		if (!passed)
-			printf("# %s\n", reason);
-		printf("%s %u %s\n", passed ? "ok" : "not ok", i + 1, tests[i].name);
-		failures += !passed;
-	}
-	printf("# %d of %zu failed\n", failures, ARRAY_SIZE(tests));
-	return failures ? 1 : 0;
+	return run_tests(&program, suites, ARRAY_SIZE(suites), "");
 }

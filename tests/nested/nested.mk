@@ -7,8 +7,9 @@ include Makefile
 
 .DELETE_ON_ERROR:
 
-SOURCES := $(TESTS)/nested/nested_test.c $(TESTS)/kit/wbinvd_phase.c
+SOURCES := $(TESTS)/nested/nested_test.c \
+	$(addprefix $(TESTS)/kit/,wbinvd_phase.c lab.c files.c vfio.c vm.c)
 
-$(PROGRAM): $(SOURCES) $(TESTS)/kit/wbinvd_phase.h $(TESTS)/nested/nested.mk $(LIBKVM_OBJS)
+$(PROGRAM): $(SOURCES) $(wildcard $(TESTS)/kit/*.h) $(TESTS)/nested/nested.mk $(LIBKVM_OBJS)
 	$(CC) $(filter-out -MD -MP,$(CFLAGS)) -I$(TESTS)/kit $(LDFLAGS) -o $@ \
 		$(SOURCES) $(LIBKVM_OBJS) $(LDLIBS)

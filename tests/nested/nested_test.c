@@ -309,7 +309,7 @@ static void check_strange(struct vm *vm)
 	uint32_t code = READ(vm->box->strange_exit);
 
 	if (code)
-		die("L1 does not know L2's exit %#x", code);
+		fail("L1 does not know L2's exit %#x", code);
 }
 
 #define wait_until(vm, condition, what)					\
@@ -319,7 +319,7 @@ do {									\
 	while (!(condition)) {						\
 		check_strange(vm);					\
 		if (now() > limit)					\
-			die("L%d does not %s", (vm)->level + 1, what);	\
+			fail("L%d does not %s", (vm)->level + 1, what);	\
 		sleep_ms(1);						\
 	}								\
 } while (0)
@@ -330,7 +330,7 @@ static void check_errors(struct vm *vm)
 
 	for (level = L1; level < LEVELS; level++)
 		if (READ(vm->box->level[level].errors))
-			die("L%d found %u words of its memory wrong", level + 1,
+			fail("L%d found %u words of its memory wrong", level + 1,
 			    READ(vm->box->level[level].errors));
 }
 
@@ -356,7 +356,7 @@ static void check_memory(struct vm *vm)
 		for (i = 0; i < WORDS; i++)
 			if (*word(vm, level, i) !=
 			    pattern(level, vm->box->level[level].generation, i))
-				die("word %d of L%d's memory is wrong", i, level + 1);
+				fail("word %d of L%d's memory is wrong", i, level + 1);
 	write_patterns(vm);
 }
 
@@ -397,7 +397,7 @@ static void switch_to(struct vm *vm, int level)
 static void move(struct vm *vm, int cpu)
 {
 	vm->cpu = cpu;
-	pin(vm->thread.tid, cpu);
+	must(pin(vm->thread.tid, cpu));
 	check_running(vm);
 }
 
@@ -405,7 +405,7 @@ static void move(struct vm *vm, int cpu)
 static void move_stopped(struct vm *vm, int cpu)
 {
 	vm->cpu = cpu;
-	pin(vm->thread.tid, cpu);
+	must(pin(vm->thread.tid, cpu));
 }
 
 static void begin_wbinvds(struct vm *vm, int n)
@@ -436,10 +436,10 @@ static void wbinvds(struct vm *vm, int n)
 	begin_wbinvds(vm, n);
 	finish_wbinvds(vm);
 	if (READ(l->done) != goal)
-		die("L%d executed %d WBINVDs too few", vm->level + 1,
+		fail("L%d executed %d WBINVDs too few", vm->level + 1,
 		    (int)(goal - READ(l->done)));
 	if (READ(vm->box->wbinvd_exits) - exits != (intercepted ? n : 0))
-		die("L1 saw %d exits for %d WBINVDs",
+		fail("L1 saw %d exits for %d WBINVDs",
 		    READ(vm->box->wbinvd_exits) - exits, n);
 }
 
@@ -478,13 +478,13 @@ static void phase_both(struct vm *vm, int first, int second)
 static void file_add(struct vm *vm, int group)
 {
 	if (vm->dev < 0)
-		vm->dev = kvm_vfio_create(vm->kvm->fd);
-	kvm_vfio_add(vm->dev, group);
+		vm->dev = must(kvm_vfio_create(vm->kvm->fd));
+	must(kvm_vfio_add(vm->dev, group));
 }
 
 static void file_del(struct vm *vm, int group)
 {
-	kvm_vfio_del(vm->dev, group);
+	must(kvm_vfio_del(vm->dev, group));
 }
 
 /* ---- scenarios ----------------------------------------------------------- */
@@ -546,7 +546,7 @@ static void change_between(void)
 	switch_to(&vm, L1);
 
 	phase("UNSET_CONTAINER between two runs of L2 flushes nothing");
-	unset_container(group);
+	must(group_leave(group));
 	phase_end();
 	check_running(&vm);
 	switch_to(&vm, L2);
@@ -579,7 +579,7 @@ static void change_while_running(void)
 	group_attach(other);
 	phase("ADD of a second and UNSET_CONTAINER of the first group flush nothing");
 	file_add(&vm, other);
-	unset_container(group);
+	must(group_leave(group));
 	phase_end();
 	check_running(&vm);
 	phase_executed(&vm, "the second group is still attached");
@@ -646,7 +646,7 @@ static void change_while_stopped(void)
 
 	vm_stop(&vm);
 	phase("UNSET_CONTAINER while the vCPU is stopped in L2 flushes nothing");
-	unset_container(group);
+	must(group_leave(group));
 	phase_end();
 	check_memory(&vm);
 	vm_continue(&vm);
@@ -712,7 +712,7 @@ static void l1_intercepts(void)
 	phase_intercepted(&vm, "L1 intercepts again");
 
 	phase("UNSET_CONTAINER while L2 runs flushes nothing");
-	unset_container(group);
+	must(group_leave(group));
 	phase_end();
 	check_running(&vm);
 	WRITE(vm.box->forward, true);
@@ -745,7 +745,7 @@ static void many_changes(void)
 		wbinvds(&vm, 1);
 		expect_flushes(cpu, 2);
 		expect_flushes(next, 2);
-		unset_container(group);
+		must(group_leave(group));
 		wbinvds(&vm, 1);
 		check_running(&vm);
 		cpu = next;
@@ -757,7 +757,7 @@ static void many_changes(void)
 	begin_wbinvds(&vm, MANY);
 	for (i = 0; i < CHANGES || READ(vm.box->level[L2].cmd) != CMD_NONE; i++) {
 		close(group_attach(group));
-		unset_container(group);
+		must(group_leave(group));
 	}
 	finish_wbinvds(&vm);
 	/* And L2's own, of which nobody knows which state they met. */

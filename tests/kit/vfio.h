@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * IOMMU groups, containers, and the KVM-VFIO device.  What returns an int and is
+ * not said to fail returns what the system call does: -1 and errno if it fails.
+ */
+#ifndef LAB_VFIO_H
+#define LAB_VFIO_H
+
+#include <linux/kvm.h>
+#include <linux/vfio.h>
+#include <stdint.h>
+
+#include "files.h"
+
+/* An extension that no distribution's headers have. */
+#ifndef KVM_DEV_VFIO_STATE
+#define KVM_DEV_VFIO_STATE		0x1000
+#define KVM_DEV_VFIO_STATE_VM		1
+#define KVM_DEV_VFIO_STATE_FILE		2
+
+struct kvm_vfio_vm_state {
+	__u32 noncoherent;
+	__u32 files;
+	__u32 noncoherent_files;
+	__u32 pad;
+};
+
+struct kvm_vfio_file_state {
+	__s32 fd;
+	__u32 coherency;
+};
+
+#define KVM_VFIO_FILE_NOT_ATTACHED	0
+#define KVM_VFIO_FILE_ENFORCED		1
+#define KVM_VFIO_FILE_NOT_ENFORCED	2
+#endif
+
+/* ---- IOMMU groups -------------------------------------------------------- */
+
+/* The number of the group of the device with this folder in sysfs; fails */
+int group_number_of(const char *device);
+int testdev_group_number(int id);
+
+/* A file descriptor or -errno */
+int open_group_number(int number);
+/* Fails */
+int must_open_group(int number);
+
+/* The folder of one of the lab's edu devices; fails */
+const char *edu_device(int index);
+
+/* ---- containers ---------------------------------------------------------- */
+
+int open_container(void);
+int group_join(int group, int container);
+int group_leave(int group);
+int container_set_iommu(int container);
+
+/* ---- the KVM-VFIO device of a VM ----------------------------------------- */
+
+int kvm_vfio_create(int vm);
+int kvm_vfio_attr(int device, unsigned long op, int group, uint64_t attr, void *addr);
+int kvm_vfio_add(int device, int file);
+int kvm_vfio_del(int device, int file);
+
+#endif

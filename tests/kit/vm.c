@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* VMs, vCPUs, and the one guest that does nothing but execute WBINVD */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/perf_event.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "vm.h"
+
+int open_kvm(void)
+{
+	return must(open("/dev/kvm", O_RDWR | O_CLOEXEC));
+}
+
+int create_vm(void)
+{
+	int kvm = open_kvm(), vm = must(ioctl(kvm, KVM_CREATE_VM, 0));
+
+	close(kvm);
+	return vm;
+}
+
+void *guest_memory(size_t size)
+{
+	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+			    -1, 0);
+
+	if (memory == MAP_FAILED)
+		fail("no memory for a guest");
+	return memory;
+}
+
+void add_memory(int vm, int slot, uint64_t gpa, size_t size, void *memory)
+{
+	struct kvm_userspace_memory_region region = {
+		.slot = slot, .guest_phys_addr = gpa, .memory_size = size,
+		.userspace_addr = (uintptr_t)memory,
+	};
+
+	must(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region));
+}
+
+/* ---- vCPUs --------------------------------------------------------------- */
+
+struct kvm_run *map_vcpu(int vcpu, size_t *size)
+{
+	int kvm = open_kvm();
+	struct kvm_run *run;
+
+	*size = must(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0));
+	close(kvm);
+	run = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+	if (run == MAP_FAILED)
+		fail("mmap of a vCPU: %s", strerror(errno));
+	return run;
+}
+
+void set_protected_mode(int vcpu)
+{
+	struct kvm_segment code = {
+		.limit = ~0u, .selector = 8, .type = 11, .present = 1, .db = 1,
+		.s = 1, .g = 1,
+	}, data = code;
+	struct kvm_sregs sregs;
+
+	data.selector = 16;
+	data.type = 3;
+	must(ioctl(vcpu, KVM_GET_SREGS, &sregs));
+	sregs.cs = code;
+	sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data;
+	sregs.cr0 = 0x31;		/* PE, NE, ET */
+	must(ioctl(vcpu, KVM_SET_SREGS, &sregs));
+}
+
+void start_real_mode(int vcpu, uint16_t entry, uint16_t data)
+{
+	struct kvm_regs regs = { .rip = entry, .rflags = 2, .rax = 0x5a };
+	struct kvm_sregs sregs;
+
+	must(ioctl(vcpu, KVM_GET_SREGS, &sregs));
+	sregs.cs.base = 0;
+	sregs.cs.selector = 0;
+	sregs.ds.base = data;
+	sregs.ds.selector = data >> 4;
+	must(ioctl(vcpu, KVM_SET_SREGS, &sregs));
+	must(ioctl(vcpu, KVM_SET_REGS, &regs));
+}
+
+long long vm_number(pid_t creator, int vm, const char *name)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), DEBUGFS "kvm/%d-%d/%s", creator, vm, name);
+	return get_number(path);
+}
+
+/* ---- does a WBINVD of the guest reach the CPU? --------------------------- */
+
+#define KPROBE_TYPE	"/sys/bus/event_source/devices/kprobe/type"
+#define ENTRY		0x1000
+
+/* wbinvd; hlt; jmp to the start */
+static const uint8_t wbinvd_code[] = { 0x0f, 0x09, 0xf4, 0xeb, 0xfb };
+
+static int probe = -1;	/* counts wbinvd_ipi() on CPU 0 */
+
+/* In a thread, so that each VM has a creator of its own; it may not fail(). */
+static void *create_in_thread(void *arg)
+{
+	struct wbinvd_vm *vm = arg;
+	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+
+	vm->creator = gettid();
+	vm->fd = ioctl(kvm, KVM_CREATE_VM, 0);
+	close(kvm);
+	return NULL;
+}
+
+void make_wbinvd_vm(struct wbinvd_vm *vm)
+{
+	pthread_t thread;
+	size_t run_size;
+
+	if (pthread_create(&thread, NULL, create_in_thread, vm) || pthread_join(thread, NULL))
+		fail("no thread");
+	if (vm->fd < 0)
+		fail("no VM");
+	vm->memory = guest_memory(4096);
+	memcpy(vm->memory, wbinvd_code, sizeof(wbinvd_code));
+	add_memory(vm->fd, 0, ENTRY, 4096, vm->memory);
+	vm->vcpu = must(ioctl(vm->fd, KVM_CREATE_VCPU, 0));
+	vm->run = map_vcpu(vm->vcpu, &run_size);
+	start_real_mode(vm->vcpu, ENTRY, 0);
+}
+
+void count_flushes(void)
+{
+	struct perf_event_attr attr = {
+		.size = sizeof(attr),
+		.kprobe_func = (uintptr_t)"kvm:wbinvd_ipi",
+	};
+	long type = get_number(KPROBE_TYPE);
+
+	if (type < 0)
+		fail("%s: %s", KPROBE_TYPE, strerror(-type));
+	attr.type = type;
+	must(pin(0, 0));
+	probe = must(syscall(SYS_perf_event_open, &attr, -1, 0, -1, PERF_FLAG_FD_CLOEXEC));
+}
+
+static uint64_t flushes(void)
+{
+	uint64_t count;
+
+	if (read(probe, &count, sizeof(count)) != sizeof(count))
+		fail("the kprobe does not count");
+	return count;
+}
+
+bool wbinvd_is_executed(struct wbinvd_vm *vm)
+{
+	uint64_t before = flushes();
+	int ret;
+
+	do {
+		ret = ioctl(vm->vcpu, KVM_RUN, 0);
+	} while (ret && errno == EINTR);
+	if (ret || vm->run->exit_reason != KVM_EXIT_HLT)
+		fail("the guest left with %d, exit %u", ret, vm->run->exit_reason);
+	return flushes() > before;
+}

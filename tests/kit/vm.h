@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* VMs, vCPUs, and the one guest that does nothing but execute WBINVD */
+#ifndef LAB_VM_H
+#define LAB_VM_H
+
+#include <linux/kvm.h>
+#include <stdint.h>
+
+#include "files.h"
+
+/* What returns a file descriptor or a pointer fails if there is none. */
+int open_kvm(void);
+int create_vm(void);
+
+/* Zeroed memory of a guest; it becomes that by add_memory(). */
+void *guest_memory(size_t size);
+void add_memory(int vm, int slot, uint64_t gpa, size_t size, void *memory);
+
+struct kvm_run *map_vcpu(int vcpu, size_t *size);
+/* 32-bit protected mode without paging, all of memory in each segment */
+void set_protected_mode(int vcpu);
+/* Real mode, to begin at @entry in the first 64 KiB, with DS at @data there */
+void start_real_mode(int vcpu, uint16_t entry, uint16_t data);
+
+/* A number that debugfs has of the VM that thread @creator has made, or -errno */
+long long vm_number(pid_t creator, int vm, const char *name);
+
+/* ---- does a WBINVD of the guest reach the CPU? --------------------------- */
+
+struct wbinvd_vm {
+	int fd, vcpu;
+	pid_t creator;		/* what the kernel calls the VM by: a thread of its own */
+	struct kvm_run *run;
+	void *memory;		/* one page */
+};
+
+void make_wbinvd_vm(struct wbinvd_vm *vm);
+/* From now on this thread stays on CPU 0, where the kernel's WBINVDs for guests count. */
+void count_flushes(void);
+/* Its vCPU executes one, here. */
+bool wbinvd_is_executed(struct wbinvd_vm *vm);
+
+#endif
