@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the cases of mixed_test share: mixed_model.c has the model, the steps, and the
+ * comparison; mixed_test.c the cases of devices and groups, mixed_last.c those in which
+ * the last non-coherent one leaves, mixed_held.c those in which a thread is held,
+ * mixed_walk.c the random walk.
+ */
+#ifndef LAB_MIXED_H
+#define LAB_MIXED_H
+
+#include "files.h"
+#include "vfio.h"
+#include "vm.h"
+
+/* Linux 6.1: a device's file is no VFIO file, and a device that leaves is none of its group. */
+extern bool old_vfio;
+/* Stock modules have nothing to read back: they are judged by WBINVD alone. */
+extern bool readable;
+
+/* ---- steps, and what is expected of them --------------------------------- */
+
+extern int walked;		/* the number of the step in a random walk, or NONE */
+
+/* The step that fail() names */
+void __attribute__((format(printf, 1, 2))) begin(const char *format, ...);
+
+/* A system call that returns 0 or more, or fails: the result as the kernel gave it. */
+static inline int call(long ret)
+{
+	return ret < 0 ? -errno : ret;
+}
+
+/* RESULT is that of the step; what succeeds may return any number. */
+void expect_result(int result, int expected);
+
+/* ---- VMs ----------------------------------------------------------------- */
+
+#define VMS		2
+
+/* They live as long as the program, their devices from case to case. */
+extern struct mixed_vm {
+	struct wbinvd_vm vm;
+	int device;
+} vms[VMS];
+
+int create_device(int v);
+long long debugfs_flag(int v);
+
+/* ---- the model ----------------------------------------------------------- */
+
+#define DEVICES		400
+#define GROUPS		16
+#define FILES		100
+#define CONTAINERS	3
+#define NONE		(-1)
+
+/* The fixture's devices, by their IDs. */
+extern struct device {
+	bool exists, coherent;
+	bool bound;		/* to VFIO, or on its way out but still open */
+	int group;
+} devices[DEVICES];
+extern int next_id;
+
+/* A device that is open does not go before it is closed: a thread waits for that. */
+extern struct leaving {
+	pthread_t thread;
+	pid_t tid;
+	int id;
+	bool started;
+	int result;
+} leaving;
+
+/* IOMMU groups: the number is the name of the file, whichever device brings it back. */
+extern int group_number[GROUPS];
+extern int groups;
+
+extern struct container {
+	int fd;
+	bool iommu;
+} containers[CONTAINERS];
+
+/*
+ * An open file of a group or of a device, as long as anybody has it: this process, a
+ * VM, or, of a group, the file of its device.
+ */
+extern struct file {
+	bool used;
+	int fd;			/* NONE: closed */
+	unsigned int owners;	/* the VMs that track it, a bit each */
+	int group;
+	int device;		/* whose file it is; NONE: a group's */
+	int parent;		/* of a device's file: the group's file it came from */
+	/* Of a group's file: */
+	bool dead;		/* the group's last device has left VFIO */
+	int container;		/* or NONE */
+	bool enforced;		/* by its domain, if the container has its IOMMU */
+} files[FILES];
+
+bool tracks(int v, const struct file *file);
+bool is_attached(const struct file *file);
+/* The file of a group as it is now, or NONE. */
+int live_file(int group);
+int open_files_of(int id);
+bool is_leaving(int id);
+int coherency_of(const struct file *file);
+void model_set_iommu(int container);
+
+/* ---- does it agree? ------------------------------------------------------ */
+
+void check(void);
+/* For the cases, which know what the model has to come to. */
+void expect_noncoherent(int v, bool expected);
+
+/* ---- steps: for real and in the model ------------------------------------ */
+
+/* A new device, bound at once, in GROUP or, for NONE, in a new one: returns its ID. */
+int plug(bool coherent, int group);
+/* Only a device that is not open, or these would wait. */
+void unplug(int id);
+void unbind_device(int id);
+void bind_device(int id);
+void set_coherent(int id, bool coherent);
+/* These two return the number of the file, or NONE. */
+int open_group(int group);
+int open_device(int f, int id);
+void close_file(int f);
+void join(int f, int container);
+void leave(int f);
+void set_iommu(int container);
+void add(int v, int f);
+void del(int v, int f);
+void reset(int v);
+/* Returns when VFIO waits for the device to be closed. */
+void begin_to_unbind(int id);
+void end_to_unbind(void);
+
+/* A file that is attached to CONTAINER, and tracked by VM 0. */
+int track(int group, int container);
+
+/* ---- cases --------------------------------------------------------------- */
+
+void test_readable(void);
+void tear_down_held(void);
+void choose_walk(int argc, char **argv);
+
+extern const struct suite last_suite, held_suite, walk_suite;
+
+#endif
