@@ -123,16 +123,11 @@ $(PROGRAMS): | setup
 KIT := $(addprefix tests/kit/,lab.c files.c hold.c vfio.c vm.c)
 KIT_HEADERS := $(wildcard tests/kit/*.h)
 
-LAB_TESTS := $(addprefix out/lab/,wbinvd_test mixed_test mtty_test mixtures_test)
+LAB_TESTS := $(addprefix out/lab/,wbinvd_test ept_test mixed_test mtty_test mixtures_test)
 out/lab/wbinvd_test: tests/kit/wbinvd_phase.c
 
 .SECONDEXPANSION:
 $(LAB_TESTS): out/lab/%_test: $$(wildcard tests/%/*.c tests/%/*.h) $(KIT) $(KIT_HEADERS)
-	@mkdir -p $(@D)
-	$(CC) -O2 -Wall -static -pthread -I tests/kit -o $@ $(filter %.c,$^)
-
-out/lab/ept_test: tests/ept/ept_test.c tests/ept/ept_roots.c tests/ept/ept.h tests/kit/testdev.h
-out/lab/ept_test:
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -static -pthread -I tests/kit -o $@ $(filter %.c,$^)
 
