@@ -63,6 +63,9 @@ void device_create(struct vm *vm);
 void file_add(struct vm *vm, int fd);
 void file_del(struct vm *vm, int fd);
 
+/* A VM that tracks @group, which is attached, and its vCPU on @cpu */
+struct vcpu *noncoherent_vm(struct vm *vm, int group, int cpu);
+
 /* ---- scenarios ----------------------------------------------------------- */
 
 /* A vCPU that has run on CPUs 1 and 2, its WBINVDs skipped. */

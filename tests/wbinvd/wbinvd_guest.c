@@ -157,3 +157,11 @@ void file_del(struct vm *vm, int fd)
 {
 	must(kvm_vfio_del(vm->dev, fd));
 }
+
+struct vcpu *noncoherent_vm(struct vm *vm, int group, int cpu)
+{
+	vm_create(vm);
+	group_attach(group);
+	file_add(vm, group);
+	return vcpu_create(vm, cpu);
+}

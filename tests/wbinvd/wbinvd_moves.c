@@ -17,10 +17,7 @@ void migration(void)
 	struct vcpu *v;
 	int group = group_open(0);
 
-	vm_create(&vm);
-	group_attach(group);
-	file_add(&vm, group);
-	v = vcpu_create(&vm, 1);
+	v = noncoherent_vm(&vm, group, 1);
 	vcpu_enter(v);
 
 	phase("WBINVD on CPU 1");
@@ -137,10 +134,7 @@ void moved_during_wbinvds(void)
 	int group = group_open(0), cpu = 1, clock[CPUS], i;
 	uint32_t first;
 
-	vm_create(&vm);
-	group_attach(group);
-	file_add(&vm, group);
-	v = vcpu_create(&vm, cpu);
+	v = noncoherent_vm(&vm, group, cpu);
 	for (i = 1; i < CPUS; i++)
 		clock[i] = open_clock(v, i);
 	vcpu_enter(v);
@@ -214,10 +208,7 @@ void unplug_a_noted_cpu(void)
 	struct vcpu *v;
 	int group = group_open(0);
 
-	vm_create(&vm);
-	group_attach(group);
-	file_add(&vm, group);
-	v = vcpu_create(&vm, 1);
+	v = noncoherent_vm(&vm, group, 1);
 	phase("running on CPUs 2 and 1 flushes nothing");
 	vcpu_run_on(v, 2);
 	vcpu_run_on(v, 1);
@@ -273,10 +264,7 @@ void unplug_under_a_running_vcpu(void)
 	int group = group_open(0);
 	cpu_set_t set;
 
-	vm_create(&vm);
-	group_attach(group);
-	file_add(&vm, group);
-	v = vcpu_create(&vm, 2);
+	v = noncoherent_vm(&vm, group, 2);
 	phase("WBINVD on CPU 2");
 	vcpu_enter(v);
 	vcpu_wbinvd(v, 2);

@@ -15,10 +15,7 @@ static void leaves_clean_cpus(void)
 	struct vcpu *v;
 	int group = group_open(0);
 
-	vm_create(&vm);
-	group_attach(group);
-	file_add(&vm, group);
-	v = vcpu_create(&vm, 1);
+	v = noncoherent_vm(&vm, group, 1);
 	phase("running on CPU 1 flushes nothing");
 	vcpu_run_on(v, 1);
 	phase_end();
@@ -44,10 +41,7 @@ static void leaves_clean_cpus_while_running(void)
 	struct vcpu *v;
 	int group = group_open(0);
 
-	vm_create(&vm);
-	group_attach(group);
-	file_add(&vm, group);
-	v = vcpu_create(&vm, 1);
+	v = noncoherent_vm(&vm, group, 1);
 	vcpu_enter(v);
 	phase("being moved from CPU 1 to CPU 2 flushes CPU 1");
 	vcpu_move(v, 2);

@@ -140,10 +140,7 @@ static void vcpu_on_one_cpu(void)
 	struct vcpu *v;
 	int group = group_open(0);
 
-	vm_create(&vm);
-	group_attach(group);
-	file_add(&vm, group);
-	v = vcpu_create(&vm, 3);
+	v = noncoherent_vm(&vm, group, 3);
 	wbinvds_without_ipi(v, vcpu_enter, true, "a vCPU that never left its CPU");
 }
 
@@ -366,12 +363,8 @@ static void second_vm(void)
 /* A non-coherent VM with one vCPU that has run on CPU 1 only. */
 static struct vcpu *noncoherent_vcpu(struct vm *vm, int group)
 {
-	struct vcpu *v;
+	struct vcpu *v = noncoherent_vm(vm, group, 1);
 
-	vm_create(vm);
-	group_attach(group);
-	file_add(vm, group);
-	v = vcpu_create(vm, 1);
 	phase_executed(v, 1, "an attached group is tracked");
 	return v;
 }
