@@ -17,8 +17,11 @@ MAKEFLAGS += --no-print-directory
 export BASE
 CC := $(shell kit/get $(HOST) compiler)
 
+# The kernel's selftests of the device
+SELFTESTS := $(basename $(notdir $(wildcard tools/testing/selftests/kvm/vfio_*_test.c)))
+
 PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so out/lab/ept_test out/lab/bench \
-	    out/lab/mixed_test out/lab/mtty_test $(O)/vfio_dev_test $(O)/vfio_cdev_test $(O)/nested_test \
+	    out/lab/mixed_test out/lab/mtty_test $(SELFTESTS:%=$(O)/%) $(O)/nested_test \
 	    $(O)/vfio_testdev/vfio_testdev.ko out/lab/mixtures_test $(O)/mixtures
 
 .PHONY: help
@@ -91,13 +94,15 @@ test-series: setup
 	@build/selftest/build_test $(BASE)
 
 # Nothing but what is in the package: no drop-in module.
+DEVICE_TESTS := $(filter vfio_dev_%,$(SELFTESTS))
 .PHONY: distribution-kernel
-distribution-kernel: setup $(O)/vfio_dev_test
+distribution-kernel: setup $(DEVICE_TESTS:%=$(O)/%)
 	@build/distribution-kernel $(BASE)
 	@set -e; for snoop in on off; do \
 		lab/run --base $(BASE) --kernel distribution --edu 2 --smp 2 --snoop $$snoop \
 			--timeout 900 --skips 'no fault injection' \
-			--name distribution-$$snoop-$(BASE) -- $(O)/vfio_dev_test; \
+			--name distribution-$$snoop-$(BASE) $(DEVICE_TESTS:%=--file $(O)/%) -- \
+			tests/device/in_turn $(DEVICE_TESTS); \
 	done
 
 # VERSION: another one of Debian's than that of linux-source-$(BASE)
@@ -155,8 +160,8 @@ out/lab/wbinvd.so: lab/machines/plugin/wbinvd.c lab/machines/plugin/qemu-plugin-
 $(O)/nested_test: | tree
 	@tests/nested/nested_build $(BASE)
 
-$(O)/vfio_dev_test $(O)/vfio_cdev_test: $(O)/%: \
-		tools/testing/selftests/kvm/%.c tools/testing/selftests/kvm/vfio_dev_test.h | tree
+$(SELFTESTS:%=$(O)/%): $(O)/%: tools/testing/selftests/kvm/%.c \
+		$(wildcard tools/testing/selftests/kvm/vfio_*.h) | tree
 	$(CC) -O2 -Wall -static -pthread -I $(O)/tree/tools/testing/selftests -o $@ $<
 
 # Both bases, unless one is asked for.

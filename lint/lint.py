@@ -407,7 +407,8 @@ def check_sparse(source):
 
 # --- the tests, as the kernel builds them ----------------------------------------------------
 
-TESTS = ("vfio_dev_test", "vfio_cdev_test")
+TESTS = [os.path.basename(path)[:-2] for path in
+         sorted(glob.glob(os.path.join(TOP, "tools/testing/selftests/kvm/vfio_*_test.c")))]
 # By kbuild's name of the architecture: what selftests call it, and its compiler
 TEST_ARCHES = {"x86": ("x86_64", ""), "arm64": ("aarch64", "aarch64-linux-gnu-"),
                "s390": ("s390x", "s390x-linux-gnu-")}
@@ -442,7 +443,7 @@ def test_build(source, arch, compiler, names):
 
 
 def check_selftests(source):
-    """`make headers`, then both tests by the Makefile of KVM's selftests, no warning"""
+    """`make headers`, then the tests by the Makefile of KVM's selftests, no warning"""
     common.need("build/setup", "selftests", BASE=source.base)
     found = findings.Findings()
     makefile = "tools/testing/selftests/kvm/Makefile"

@@ -2,7 +2,7 @@
 /*
  * The KVM-VFIO pseudo device with devices' files and with iommufd.
  *
- * vfio_dev_test.c has groups in type 1 containers.  Here are the other ways a
+ * vfio_dev_*_test.c have groups in type 1 containers.  Here are the other ways a
  * VFIO file gets attached to an IOMMU domain, fixture by fixture:
  *
  *   cdev, cdev_walk, cdev_exclusive, cdev_killed, cdev_unplug, cdev_vm_gone,
@@ -16,13 +16,9 @@
  *
  * The first two need CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV, the last Linux
  * 6.6; what a kernel does not have is skipped.  How the tests know that a VM is
- * non-coherent, what they need and what they can be told: see vfio_dev_test.c.
- *
- *   gcc -O2 -Wall -static -pthread -I TREE/tools/testing/selftests \
- *	-o vfio_cdev_test vfio_cdev_test.c
+ * non-coherent, what they need and what they can be told: see vfio_dev_test.h.
  */
 #define _GNU_SOURCE
-#include <sys/utsname.h>
 #include <sys/wait.h>
 
 #include "vfio_dev_test.h"
@@ -211,18 +207,6 @@ static const char *no_cdev(int nr)
 		if (cdev_path(i, path, sizeof(path)))
 			return "the kernel has no /dev/vfio/devices (CONFIG_VFIO_DEVICE_CDEV)";
 	return "";
-}
-
-static const char *no_device_files(void)
-{
-	struct utsname u;
-	int major = 0, minor = 0;
-
-	uname(&u);
-	if (sscanf(u.release, "%d.%d", &major, &minor) == 2 &&
-	    (major > 6 || (major == 6 && minor >= 6)))
-		return "";
-	return "before Linux 6.6 a device's file is no VFIO file";
 }
 
 /* What the kernel lacks is a better reason than what the machine lacks. */
@@ -1956,10 +1940,7 @@ TEST_F(domains, emulated_group_moves)
 #undef E
 #undef X
 
-/* As TEST_HARNESS_MAIN, after a look at the host. */
 int main(int argc, char **argv)
 {
-	setvbuf(stdout, NULL, _IOLBF, 0);
-	find_out();
-	return test_harness_run(argc, argv);
+	return run_tests(argc, argv);
 }

@@ -2,8 +2,31 @@
 /*
  * What the tests of the KVM-VFIO pseudo device share: what the host offers, VFIO
  * groups, VMs whose guest executes WBINVD, and the count of those that reached
- * a CPU.  See vfio_dev_test.c for how that tells whether a VM is non-coherent,
- * and for the environment variables.
+ * a CPU.
+ *
+ * Nothing of the common ABI tells whether a VM is non-coherent, and what the
+ * device says of itself is to be tested itself.  What it does is visible, though:
+ * only in a non-coherent VM does the guest's WBINVD execute
+ * wbinvd_ipi() of kvm.ko on a CPU.  So the tests let a guest execute WBINVD and
+ * count the hits of a kprobe there, CPU by CPU, with perf_event_open(2).  The
+ * IOMMU's part of the truth comes from VFIO_DMA_CC_IOMMU of an attached
+ * container.
+ *
+ * The programs are part of the kernel's selftests, and each is built alone by
+ *
+ *   gcc -O2 -Wall -static -pthread -I TREE/tools/testing/selftests \
+ *	-o vfio_dev_test vfio_dev_test.c
+ *
+ * They need root, /dev/kvm and devices bound to vfio-pci, each alone in its IOMMU
+ * group: two of them and two CPUs for everything.  They are
+ *
+ *   VFIO_DEV_TEST_DEVS="0000:00:03.0 0000:00:04.0"	(or LAB_EDU), or
+ *   VFIO_DEV_TEST_GROUPS="12 13"	VFIO groups of any kind of device, or
+ *   every device bound to vfio-pci that nobody has open.
+ *
+ * What the host cannot show is skipped, and the reason given;
+ * VFIO_DEV_TEST_STRICT=1 makes such a case fail.  VFIO_DEV_TEST_SEED=N starts
+ * the random walks elsewhere.
  */
 #ifndef SELFTEST_KVM_VFIO_DEV_TEST_H
 #define SELFTEST_KVM_VFIO_DEV_TEST_H
@@ -22,7 +45,9 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -131,6 +156,19 @@ static inline const char *no_cpus(int nr)
 static inline const char *no_pci(int group)
 {
 	return host.bdf[group][0] ? "" : "the group has no known PCI device";
+}
+
+/* Later kernels have files of devices that are VFIO files. */
+static inline const char *no_device_files(void)
+{
+	struct utsname u;
+	int major = 0, minor = 0;
+
+	uname(&u);
+	if (sscanf(u.release, "%d.%d", &major, &minor) == 2 &&
+	    (major > 6 || (major == 6 && minor >= 6)))
+		return "";
+	return "before Linux 6.6 a device's file is no VFIO file";
 }
 
 /* --- System calls that return -errno --- */
@@ -429,11 +467,44 @@ static inline int vm_add_vcpu(struct vm *vm, const uint8_t *code, size_t size)
 }
 #endif
 
+static inline int add_guest(struct vm *vm)
+{
+	return vm_add_vcpu(vm, guest_wbinvd_once, sizeof(guest_wbinvd_once));
+}
+
 static inline int vm_open_guest(struct vm *vm)
 {
 	int ret = vm_open(vm);
 
-	return ret ? ret : vm_add_vcpu(vm, guest_wbinvd_once, sizeof(guest_wbinvd_once));
+	return ret ? ret : add_guest(vm);
+}
+
+/* A VM that another thread creates, after which KVM names it */
+struct creator {
+	struct vm vm;
+	pid_t tid;
+	int ret;
+	int (*open)(struct vm *vm);
+};
+
+static inline void *creator_main(void *arg)
+{
+	struct creator *c = arg;
+
+	c->tid = gettid();
+	c->ret = c->open(&c->vm);
+	return NULL;
+}
+
+static inline int create_in_thread(struct creator *c)
+{
+	pthread_t thread;
+	int ret = -pthread_create(&thread, NULL, creator_main, c);
+
+	if (ret)
+		return ret;
+	pthread_join(thread, NULL);
+	return c->ret;
 }
 
 /* To the next HLT of the guest, which is one WBINVD in most. */
@@ -861,6 +932,34 @@ static inline int group_attach(int group)
 	return ret;
 }
 
+/*
+ * The group by another name: a device node DIR/NAME, which remains for the caller
+ * to remove.
+ */
+static inline int group_open_as(int i, const char *dir, const char *name)
+{
+	char path[256];
+	struct stat s;
+
+	snprintf(path, sizeof(path), "/dev/vfio/%d", host.group[i]);
+	if (stat(path, &s))
+		return -errno;
+	mkdir(dir, 0700);
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	if (mknod(path, S_IFCHR | 0600, s.st_rdev) && errno != EEXIST)
+		return -errno;
+	return call(open(path, O_RDWR | O_CLOEXEC));
+}
+
+static inline void group_unlink(const char *dir, const char *name)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	unlink(path);
+	rmdir(dir);
+}
+
 /* --- A device that is taken away from vfio-pci --- */
 
 static inline int bind_vfio_pci(const char *bdf)
@@ -901,8 +1000,6 @@ static inline void *unbinder_main(void *arg)
 	u->done = true;
 	return NULL;
 }
-
-/* --- Chance --- */
 
 /* --- A model to compare with --- */
 
@@ -1017,6 +1114,14 @@ static inline bool file_state_is(const struct vm *vm, int fd, int expected)
 static inline int attached_state(void)
 {
 	return host.noncoherent ? KVM_VFIO_FILE_NOT_ENFORCED : KVM_VFIO_FILE_ENFORCED;
+}
+
+/* As TEST_HARNESS_MAIN, after a look at the host. */
+static inline int run_tests(int argc, char **argv)
+{
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	find_out();
+	return test_harness_run(argc, argv);
 }
 
 #endif /* SELFTEST_KVM_VFIO_DEV_TEST_H */

@@ -1,0 +1,1081 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The KVM-VFIO pseudo device: is the VM non-coherent?
+ *
+ *   coherency, walk
+ *	exactly while one of its files is attached to an IOMMU domain that does
+ *	not enforce coherency; the change is made, and the caches are written
+ *	back, before the system call that caused it returns
+ *   wbinvd
+ *	what that means to the guest
+ *   owed
+ *	which CPUs' caches are written back when a VM becomes non-coherent
+ *
+ * See vfio_dev_test.h for what these tests need, and how they know what they say.
+ */
+#define _GNU_SOURCE
+
+#include "vfio_dev_test.h"
+
+/* --- Coherency: a model, and sequences that the device must follow --- */
+
+/*
+ * Two VMs, A and B, two groups and two containers. Every operation is done for
+ * real and in the model; its result and, after it, the flag of both VMs must be
+ * the model's.
+ */
+enum op_kind { OP_ADD, OP_DEL, OP_RESET, OP_JOIN, OP_LEAVE, OP_IOMMU, OP_DROP, OP_OPEN,
+	       OP_GETDEV, OP_PUTDEV };
+
+struct op {
+	enum op_kind kind;
+	int vm;			/* 0 is A, 1 is B */
+	int group;
+	int container;
+};
+
+struct world {
+	struct vm vm[2];
+	int group[2];		/* -1: closed */
+	int device[2];		/* of the group; -1: closed */
+	int container[2];
+	/* The model: */
+	unsigned int owners[2];	/* the VMs that track the group, a bit each */
+	int member[2];		/* the container the group is in, or -1 */
+	bool iommu[2];		/* VFIO_SET_IOMMU was done in the container */
+};
+
+static bool tracks(const struct world *w, int group, int vm)
+{
+	return w->owners[group] & (1u << vm);
+}
+
+static int world_open(struct world *w, int nr_groups)
+{
+	int i, ret = 0;
+
+	for (i = 0; i < 2; i++) {
+		w->vm[i] = NO_VM;
+		w->group[i] = -1;
+		w->device[i] = -1;
+		w->owners[i] = 0;
+		w->member[i] = -1;
+		w->container[i] = container_open();
+		w->iommu[i] = false;
+	}
+	for (i = 0; i < 2 && !ret; i++)
+		ret = vm_open_guest(&w->vm[i]);
+	for (i = 0; i < nr_groups && !ret; i++) {
+		w->group[i] = need_group(i);
+		ret = w->group[i] < 0 ? w->group[i] : 0;
+	}
+	return ret;
+}
+
+static void world_close(struct world *w)
+{
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		close_fd(&w->device[i]);
+		close_fd(&w->group[i]);
+		close_fd(&w->container[i]);
+		vm_close(&w->vm[i]);
+	}
+}
+
+static bool file_is_open(const struct world *w, int group)
+{
+	return w->group[group] >= 0 || w->device[group] >= 0 || w->owners[group];
+}
+
+static bool is_attached(const struct world *w, int group)
+{
+	return w->member[group] >= 0 && w->iommu[w->member[group]];
+}
+
+/* The rule that everything here is about. */
+static bool should_be_noncoherent(const struct world *w, int vm)
+{
+	int i;
+
+	for (i = 0; i < 2; i++)
+		if (tracks(w, i, vm) && is_attached(w, i))
+			return host.noncoherent;
+	return false;
+}
+
+static void model_leave(struct world *w, int group)
+{
+	int container = w->member[group];
+
+	w->member[group] = -1;
+	/* The last group takes the IOMMU with it. */
+	if (w->member[!group] != container)
+		w->iommu[container] = false;
+}
+
+static void model_close_if_unused(struct world *w, int group)
+{
+	if (!file_is_open(w, group) && w->member[group] >= 0)
+		model_leave(w, group);
+}
+
+static int model_add(struct world *w, const struct op *op)
+{
+	if (w->group[op->group] < 0)
+		return -EBADF;
+	if (tracks(w, op->group, op->vm))
+		return -EEXIST;
+	w->owners[op->group] |= 1u << op->vm;
+	return 0;
+}
+
+static int model_del(struct world *w, const struct op *op)
+{
+	if (w->group[op->group] < 0)
+		return -EBADF;
+	if (!tracks(w, op->group, op->vm))
+		return -ENOENT;
+	w->owners[op->group] &= ~(1u << op->vm);
+	return 0;
+}
+
+static int model_join(struct world *w, const struct op *op)
+{
+	if (w->group[op->group] < 0)
+		return -EBADF;
+	if (w->member[op->group] >= 0)
+		return -EINVAL;
+	w->member[op->group] = op->container;
+	return 0;
+}
+
+static int model_leave_op(struct world *w, const struct op *op)
+{
+	if (w->group[op->group] < 0)
+		return -EBADF;
+	if (w->member[op->group] < 0)
+		return -EINVAL;
+	if (w->device[op->group] >= 0)
+		return -EBUSY;
+	model_leave(w, op->group);
+	return 0;
+}
+
+static int model_iommu(struct world *w, const struct op *op)
+{
+	if (w->iommu[op->container] ||
+	    (w->member[0] != op->container && w->member[1] != op->container))
+		return -EINVAL;
+	w->iommu[op->container] = true;
+	return 0;
+}
+
+/* Descriptors are real, so closing and opening one changes the model with it. */
+static int do_drop(struct world *w, int group)
+{
+	close_fd(&w->group[group]);
+	model_close_if_unused(w, group);
+	return 0;
+}
+
+static int do_open(struct world *w, int group, int *expected)
+{
+	int fd;
+
+	*expected = file_is_open(w, group) ? -EBUSY : 0;
+	fd = group_open(group);
+	if (fd < 0)
+		return fd;
+	w->group[group] = fd;
+	return 0;
+}
+
+static int do_getdev(struct world *w, int group, int *expected)
+{
+	int fd;
+
+	*expected = w->group[group] < 0 ? -EBADF : is_attached(w, group) ? 0 : -EINVAL;
+	fd = group_get_device(w->group[group], group);
+	if (fd < 0)
+		return fd;
+	w->device[group] = fd;
+	return 0;
+}
+
+static int do_putdev(struct world *w, int group)
+{
+	close_fd(&w->device[group]);
+	model_close_if_unused(w, group);
+	return 0;
+}
+
+/* The KVM device is closed, and a new one made. */
+static int do_reset(struct world *w, int vm)
+{
+	int i;
+
+	close_fd(&w->vm[vm].dev);
+	for (i = 0; i < 2; i++) {
+		w->owners[i] &= ~(1u << vm);
+		model_close_if_unused(w, i);
+	}
+	w->vm[vm].dev = create_device(w->vm[vm].fd, 0);
+	return w->vm[vm].dev < 0 ? w->vm[vm].dev : 0;
+}
+
+/* Returns what the system call did, and in EXPECTED what it had to do. */
+static int do_op(struct world *w, const struct op *op, int *expected)
+{
+	*expected = 0;
+	switch (op->kind) {
+	case OP_ADD:
+		*expected = model_add(w, op);
+		return dev_add(w->vm[op->vm].dev, w->group[op->group]);
+	case OP_DEL:
+		*expected = model_del(w, op);
+		return dev_del(w->vm[op->vm].dev, w->group[op->group]);
+	case OP_JOIN:
+		*expected = model_join(w, op);
+		return group_join(w->group[op->group], w->container[op->container]);
+	case OP_LEAVE:
+		*expected = model_leave_op(w, op);
+		return group_leave(w->group[op->group]);
+	case OP_IOMMU:
+		*expected = model_iommu(w, op);
+		return set_iommu(w->container[op->container]);
+	case OP_RESET:
+		return do_reset(w, op->vm);
+	case OP_DROP:
+		return do_drop(w, op->group);
+	case OP_OPEN:
+		return do_open(w, op->group, expected);
+	case OP_GETDEV:
+		return do_getdev(w, op->group, expected);
+	case OP_PUTDEV:
+		return do_putdev(w, op->group);
+	}
+	return -EINVAL;
+}
+
+static const char * const op_name[] = {
+	[OP_ADD] = "add", [OP_DEL] = "del", [OP_RESET] = "reset", [OP_JOIN] = "join",
+	[OP_LEAVE] = "leave", [OP_IOMMU] = "iommu", [OP_DROP] = "drop", [OP_OPEN] = "open",
+	[OP_GETDEV] = "getdev", [OP_PUTDEV] = "putdev",
+};
+
+/*
+ * "add1" group 1 for VM A, "Bdel2" group 2 for VM B, "join2.1" group 2 into
+ * container 1 ("join1" is "join1.1"), "leave1", "iommu2" VFIO_SET_IOMMU in
+ * container 2, "drop1" and "open1" the group's descriptor, "getdev1" and
+ * "putdev1" the descriptor of its device, "reset" and "Breset" the KVM device.
+ */
+static int parse_op(const char *word, struct op *op)
+{
+	size_t i, size;
+
+	memset(op, 0, sizeof(*op));
+	if (*word == 'B') {
+		op->vm = 1;
+		word++;
+	}
+	for (i = 0; i < ARRAY_SIZE(op_name); i++) {
+		size = strlen(op_name[i]);
+		if (strncmp(word, op_name[i], size))
+			continue;
+		op->kind = i;
+		if (word[size])
+			op->group = word[size] - '1';
+		if (op->kind == OP_IOMMU)
+			op->container = op->group;
+		else if (word[size] && word[size + 1] == '.')
+			op->container = word[size + 2] - '1';
+		return 0;
+	}
+	return -EINVAL;
+}
+
+static void print_op(const struct op *op, char *text, size_t size)
+{
+	bool of_vm = op->kind <= OP_RESET;
+
+	snprintf(text, size, "%s%s%d.%d", of_vm && op->vm ? "B" : "", op_name[op->kind],
+		 (op->kind == OP_IOMMU ? op->container : op->group) + 1, op->container + 1);
+}
+
+static void expect_noncoherent(const struct world *w, bool *expected)
+{
+	int i;
+
+	for (i = 0; i < 2; i++)
+		expected[i] = should_be_noncoherent(w, i);
+}
+
+static void observe(struct world *w, const struct op *op, struct outcome *o)
+{
+	bool expected[2];
+
+	expect_noncoherent(w, expected);
+	outcome_before(o, w->vm, expected);
+	o->result = do_op(w, op, &o->expected_result);
+	expect_noncoherent(w, expected);
+	outcome_after(o, w->vm, expected);
+}
+
+FIXTURE(coherency) {
+	struct world world;
+};
+
+FIXTURE_VARIANT(coherency) {
+	const char *steps;
+};
+
+/* One group: every order of ADD and DEL with SET_CONTAINER, SET_IOMMU, UNSET. */
+FIXTURE_VARIANT_ADD(coherency, add_del_join_iommu_leave) {
+	.steps = "add1 del1 join1 iommu1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, add_join_del_iommu_leave) {
+	.steps = "add1 join1 del1 iommu1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, add_join_iommu_del_leave) {
+	.steps = "add1 join1 iommu1 del1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, add_join_iommu_leave_del) {
+	.steps = "add1 join1 iommu1 leave1 del1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, join_add_del_iommu_leave) {
+	.steps = "join1 add1 del1 iommu1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, join_add_iommu_del_leave) {
+	.steps = "join1 add1 iommu1 del1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, join_add_iommu_leave_del) {
+	.steps = "join1 add1 iommu1 leave1 del1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, join_iommu_add_del_leave) {
+	.steps = "join1 iommu1 add1 del1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, join_iommu_add_leave_del) {
+	.steps = "join1 iommu1 add1 leave1 del1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, join_iommu_leave_add_del) {
+	.steps = "join1 iommu1 leave1 add1 del1",
+};
+
+/* No SET_IOMMU: no DMA. */
+FIXTURE_VARIANT_ADD(coherency, add_join_leave_del) {
+	.steps = "add1 join1 leave1 del1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, join_add_leave_del) {
+	.steps = "join1 add1 leave1 del1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, join_add_del_leave) {
+	.steps = "join1 add1 del1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, add_only) {
+	.steps = "add1 del1",
+};
+
+/* And again. */
+FIXTURE_VARIANT_ADD(coherency, attached_twice) {
+	.steps = "add1 join1 iommu1 leave1 join1.2 iommu2 leave1 join1.2 iommu2 del1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, added_twice) {
+	.steps = "join1 iommu1 add1 del1 add1 del1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, device_closed_while_attached) {
+	.steps = "join1 iommu1 add1 reset leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, device_closed_then_attached) {
+	.steps = "add1 reset join1 iommu1 add1 reset",
+};
+
+FIXTURE_VARIANT_ADD(coherency, untracked) {
+	.steps = "join1 iommu1 del1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, failed_calls) {
+	.steps = "add1 add1 join1 join1.2 iommu2 iommu1 iommu1 Badd1 Bdel1 leave1 leave1 del1 del1",
+};
+
+/* The group's descriptor closed: a tracked file is kept, and stays attached. */
+FIXTURE_VARIANT_ADD(coherency, group_closed_untracked) {
+	.steps = "join1 iommu1 drop1 open1 add1 del1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, group_closed_while_tracked) {
+	.steps = "add1 join1 iommu1 drop1 open1 reset open1 add1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, group_closed_before_attached) {
+	.steps = "add1 drop1 open1 reset open1 join1 add1 iommu1 drop1 reset",
+};
+
+/* Two groups in one container. */
+FIXTURE_VARIANT_ADD(coherency, two_join_then_iommu) {
+	.steps = "add1 add2 join1 join2 iommu1 leave1 leave2 del1 del2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, two_iommu_then_join) {
+	.steps = "add1 add2 join1 iommu1 join2 leave1 leave2 del1 del2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, two_attached_then_added) {
+	.steps = "join1 join2 iommu1 add1 add2 del1 del2 leave1 leave2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, two_first_untracked) {
+	.steps = "add2 join1 iommu1 join2 leave1 leave2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, two_second_untracked) {
+	.steps = "add1 join1 iommu1 join2 leave1 add1 add2 leave2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, two_del_one_of_two) {
+	.steps = "join1 iommu1 join2 add1 add2 del2 add2 del1 leave2 del2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, two_closed_at_once) {
+	.steps = "join1 join2 iommu1 add1 add2 reset leave1 leave2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, two_left_one_by_one) {
+	.steps = "add1 add2 join1 join2 iommu1 leave2 join2 leave1 join1 leave2 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, two_groups_closed) {
+	.steps = "add1 add2 join1 join2 iommu1 drop1 drop2 reset open1 open2",
+};
+
+/* Two groups in two containers. */
+FIXTURE_VARIANT_ADD(coherency, apart_added_first) {
+	.steps = "add1 add2 join1.1 join2.2 iommu1 iommu2 leave1 leave2 del1 del2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, apart_added_last) {
+	.steps = "join1.1 join2.2 iommu2 iommu1 add1 add2 del1 del2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, apart_only_one_iommu) {
+	.steps = "join1.1 join2.2 add1 add2 iommu2 leave1 del2 leave2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, apart_moved) {
+	.steps = "add1 join1 iommu1 add2 join2.2 iommu2 leave2 join2 leave1 join1 leave1 leave2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, apart_del_order) {
+	.steps = "join1.1 iommu1 join2.2 iommu2 add1 add2 del2 del1 add2 add1 reset",
+};
+
+/* Two VMs. */
+FIXTURE_VARIANT_ADD(coherency, vms_one_each) {
+	.steps = "add1 Badd2 join1.1 iommu1 join2.2 iommu2 leave1 leave2 del1 Bdel2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, vms_one_container) {
+	.steps = "add1 Badd2 join1 join2 iommu1 leave1 join1 leave2 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, vms_added_attached) {
+	.steps = "join1 join2 iommu1 add1 Badd2 del1 Bdel2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, vms_handed_over) {
+	.steps = "join1 iommu1 add1 del1 Badd1 Bdel1 add1 reset Badd1 Breset",
+};
+
+FIXTURE_VARIANT_ADD(coherency, vms_exclusive) {
+	.steps = "add1 Badd1 join1 iommu1 Badd1 Bdel1 del1 Badd1 add1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, vms_only_one_tracks) {
+	.steps = "Badd2 join1 iommu1 join2 leave1 leave2",
+};
+
+FIXTURE_VARIANT_ADD(coherency, vms_device_closed) {
+	.steps = "add1 Badd2 join1 join2 iommu1 reset Breset",
+};
+
+/* With the device open, the group cannot leave; its file lives on in the device's. */
+FIXTURE_VARIANT_ADD(coherency, device_open_then_added) {
+	.steps = "join1 iommu1 getdev1 add1 leave1 del1 putdev1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, device_open_after_added) {
+	.steps = "add1 getdev1 join1 iommu1 getdev1 leave1 putdev1 leave1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, device_keeps_the_group) {
+	.steps = "join1 iommu1 getdev1 add1 drop1 open1 reset open1 putdev1 open1",
+};
+
+FIXTURE_VARIANT_ADD(coherency, device_and_vm_keep_the_group) {
+	.steps = "join1 iommu1 add1 getdev1 drop1 putdev1 open1 reset open1",
+};
+
+FIXTURE_SETUP(coherency)
+{
+	REQUIRE(host.no_probe);
+	REQUIRE(no_groups(strpbrk(variant->steps, "2") ? 2 : 1));
+	if (strstr(variant->steps, "getdev"))
+		REQUIRE(no_pci(0));
+	ASSERT_EQ(0, world_open(&self->world, host.nr_groups < 2 ? 1 : 2));
+}
+
+FIXTURE_TEARDOWN(coherency)
+{
+	world_close(&self->world);
+}
+
+TEST_F(coherency, flag_follows)
+{
+	FOLLOW(&self->world, variant->steps, false);
+}
+
+/* Exactly when a VM becomes non-coherent are caches written back for it. */
+TEST_F(coherency, flush_is_paid)
+{
+	FOLLOW(&self->world, variant->steps, true);
+}
+
+/* What the device says agrees with the model, and all its ways to say it do. */
+static bool state_agrees(struct world *w, int vm)
+{
+	int dev = w->vm[vm].dev, i, files = 0, noncoherent = 0, expected;
+	struct kvm_vfio_vm_state state;
+
+	for (i = 0; i < 2; i++) {
+		files += tracks(w, i, vm);
+		if (!tracks(w, i, vm))
+			expected = -ENOENT;
+		else if (!is_attached(w, i))
+			expected = KVM_VFIO_FILE_NOT_ATTACHED;
+		else
+			expected = host.noncoherent ? KVM_VFIO_FILE_NOT_ENFORCED :
+				KVM_VFIO_FILE_ENFORCED;
+		noncoherent += expected == KVM_VFIO_FILE_NOT_ENFORCED;
+		if (w->group[i] >= 0 && get_file_state(dev, w->group[i]) != expected)
+			return false;
+	}
+	return !get_vm_state(dev, &state) && state.files == (uint32_t)files &&
+		state.noncoherent_files == (uint32_t)noncoherent &&
+		state.noncoherent == !!noncoherent && !state.pad &&
+		fdinfo_number(dev, "noncoherent") == !!noncoherent &&
+		fdinfo_number(dev, "files") == files &&
+		fdinfo_number(dev, "noncoherent_files") == noncoherent;
+}
+
+TEST_F(coherency, state_agrees)
+{
+	const char *rest = variant->steps;
+	int i, expected;
+	char word[16];
+	struct op op;
+
+	REQUIRE(no_state(&self->world.vm[0]));
+	while (next_word(&rest, word, sizeof(word))) {
+		ASSERT_EQ(0, parse_op(word, &op));
+		do_op(&self->world, &op, &expected);
+		for (i = 0; i < 2; i++)
+			EXPECT_TRUE(state_agrees(&self->world, i))
+				TH_LOG("VM %c after %s in \"%s\"", 'A' + i, word, variant->steps);
+	}
+}
+
+/* --- A random walk through all of that --- */
+
+FIXTURE(walk) {
+	struct world world;
+};
+
+FIXTURE_SETUP(walk)
+{
+	REQUIRE(host.no_probe);
+	REQUIRE(no_groups(2));
+	ASSERT_EQ(0, world_open(&self->world, 2));
+}
+
+FIXTURE_TEARDOWN(walk)
+{
+	world_close(&self->world);
+}
+
+/* What changes something, more often than what only could. */
+static void random_op(uint32_t *state, struct op *op)
+{
+	static const enum op_kind often[] = {
+		OP_ADD, OP_ADD, OP_ADD, OP_DEL, OP_DEL, OP_JOIN, OP_JOIN, OP_JOIN, OP_LEAVE,
+		OP_LEAVE, OP_IOMMU, OP_IOMMU, OP_IOMMU, OP_OPEN, OP_OPEN, OP_DROP, OP_RESET,
+	};
+
+	op->kind = often[next_random(state) % ARRAY_SIZE(often)];
+	op->vm = next_random(state) % 2;
+	op->group = next_random(state) % 2;
+	op->container = next_random(state) % 2;
+}
+
+#define WALK_STEPS	500
+
+TEST_F_TIMEOUT(walk, result_and_flag, 120)
+{
+	const char *seed = getenv("VFIO_DEV_TEST_SEED");
+	uint32_t state = seed ? atoi(seed) : 1;
+	struct outcome o;
+	char text[32];
+	struct op op;
+	int i;
+
+	for (i = 0; i < WALK_STEPS; i++) {
+		random_op(&state, &op);
+		observe(&self->world, &op, &o);
+		print_op(&op, text, sizeof(text));
+		ASSERT_EQ(o.expected_result, o.result)
+			TH_LOG("result of step %d, %s", i, text);
+		ASSERT_EQ(o.expected_flag[0], o.flag[0])
+			TH_LOG("VM A after step %d, %s", i, text);
+		ASSERT_EQ(o.expected_flag[1], o.flag[1])
+			TH_LOG("VM B after step %d, %s", i, text);
+	}
+}
+
+TEST_F_TIMEOUT(walk, flush, 120)
+{
+	const char *seed = getenv("VFIO_DEV_TEST_SEED");
+	uint32_t state = seed ? atoi(seed) : 2;
+	struct outcome o;
+	char text[32];
+	struct op op;
+	int i;
+
+	for (i = 0; i < WALK_STEPS; i++) {
+		random_op(&state, &op);
+		observe(&self->world, &op, &o);
+		print_op(&op, text, sizeof(text));
+		ASSERT_EQ(o.flush_owed, o.flushed)
+			TH_LOG("during step %d, %s", i, text);
+	}
+}
+
+TEST_F_TIMEOUT(walk, state, 120)
+{
+	const char *seed = getenv("VFIO_DEV_TEST_SEED");
+	uint32_t state = seed ? atoi(seed) : 3;
+	int i, ret, expected;
+	char text[32];
+	struct op op;
+
+	REQUIRE(no_state(&self->world.vm[0]));
+	for (i = 0; i < 2 * WALK_STEPS; i++) {
+		random_op(&state, &op);
+		print_op(&op, text, sizeof(text));
+		ret = do_op(&self->world, &op, &expected);
+		ASSERT_EQ(expected, ret);
+		ASSERT_TRUE(state_agrees(&self->world, 0) && state_agrees(&self->world, 1))
+			TH_LOG("after step %d, %s", i, text);
+	}
+}
+
+/* --- WBINVD of the guest --- */
+
+FIXTURE(wbinvd) {
+	struct vm vm;
+	int fd;
+};
+
+FIXTURE_SETUP(wbinvd)
+{
+	REQUIRE(host.no_probe);
+	REQUIRE(no_groups(1));
+	ASSERT_EQ(0, vm_open_guest(&self->vm));
+	self->fd = need_group(0);
+	ASSERT_LE(0, self->fd);
+}
+
+FIXTURE_TEARDOWN(wbinvd)
+{
+	vm_close(&self->vm);
+}
+
+TEST_F(wbinvd, without_a_device)
+{
+	long before = hits();
+	int i;
+
+	close_fd(&self->vm.dev);
+	for (i = 0; i < 20; i++)
+		EXPECT_EQ(0, vm_wbinvd(&self->vm));
+	EXPECT_EQ(before, hits());
+}
+
+TEST_F(wbinvd, while_coherent)
+{
+	long before = hits();
+	int i;
+
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	for (i = 0; i < 20; i++)
+		EXPECT_EQ(0, vm_wbinvd(&self->vm));
+	EXPECT_EQ(before, hits());
+}
+
+TEST_F(wbinvd, while_attached)
+{
+	long before;
+	int i;
+
+	ASSERT_EQ(0, group_attach(self->fd));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	for (i = 0; i < 20; i++) {
+		before = hits();
+		EXPECT_EQ(0, vm_wbinvd(&self->vm));
+		EXPECT_EQ(host.noncoherent, hits() > before);
+	}
+}
+
+/* The vCPU moved: its lines are dirty on the CPU it came from, as well. */
+TEST_F(wbinvd, of_a_moved_vcpu)
+{
+	long before[2];
+
+	REQUIRE(no_cpus(2));
+	ASSERT_EQ(0, group_attach(self->fd));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	pin(0);
+	EXPECT_EQ(0, vm_wbinvd(&self->vm));
+	pin(1);
+	before[0] = hits_on(0);
+	before[1] = hits_on(1);
+	EXPECT_EQ(0, vm_wbinvd(&self->vm));
+	EXPECT_EQ(host.noncoherent, hits_on(0) > before[0]);
+	EXPECT_EQ(host.noncoherent, hits_on(1) > before[1]);
+}
+
+TEST_F(wbinvd, stops_with_the_device)
+{
+	ASSERT_EQ(0, group_attach(self->fd));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->vm));
+	close_fd(&self->vm.dev);
+	EXPECT_EQ(0, vm_noncoherent(&self->vm));
+}
+
+/* The vCPU keeps the VM alive, and the VM must know that its device is gone. */
+TEST_F(wbinvd, stops_with_the_device_of_a_closed_vm)
+{
+	ASSERT_EQ(0, group_attach(self->fd));
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	close_fd(&self->vm.fd);
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->vm));
+	close_fd(&self->vm.dev);
+	EXPECT_EQ(0, vm_noncoherent(&self->vm));
+}
+
+/* It has written there, and executed no WBINVD yet. */
+TEST_F(wbinvd, of_a_vcpu_that_wrote_elsewhere)
+{
+	long before[2];
+	struct vm vm;
+
+	REQUIRE(no_cpus(2));
+	ASSERT_EQ(0, vm_open(&vm));
+	ASSERT_EQ(0, vm_add_vcpu(&vm, guest_write_first, sizeof(guest_write_first)));
+	ASSERT_EQ(0, group_attach(self->fd));
+	ASSERT_EQ(0, dev_add(vm.dev, self->fd));
+	before[0] = hits_on(0);
+	before[1] = hits_on(1);
+	pin(0);
+	EXPECT_EQ(0, vm_wbinvd(&vm));
+	EXPECT_EQ(before[0], hits_on(0));
+	EXPECT_EQ(before[1], hits_on(1));
+	pin(1);
+	EXPECT_EQ(0, vm_wbinvd(&vm));
+	EXPECT_EQ(host.noncoherent, hits_on(0) > before[0]);
+	EXPECT_EQ(host.noncoherent, hits_on(1) > before[1]);
+	vm_close(&vm);
+}
+
+/* Wait until the vCPU, which runs, has left its guest @n times more. */
+static bool exits_follow(struct vm *vm, long n)
+{
+	long goal = debugfs_stat(vm, "exits") + n;
+	int i;
+
+	for (i = 0; i < 60000; i++) {
+		if (debugfs_stat(vm, "exits") >= goal)
+			return true;
+		sleep_ms(1);
+	}
+	return false;
+}
+
+/* A guest that does nothing else sees the change at once. */
+TEST_F(wbinvd, of_a_running_vcpu)
+{
+	struct runner r = { 0 };
+	long before;
+	struct vm vm;
+	int i;
+
+	REQUIRE(no_cpus(2));
+	if (access("/sys/kernel/debug/kvm", F_OK))
+		REQUIRE("debugfs is not mounted");
+	ASSERT_EQ(0, vm_open(&vm));
+	ASSERT_EQ(0, vm_add_vcpu(&vm, guest_wbinvd, sizeof(guest_wbinvd)));
+	ASSERT_EQ(0, dev_add(vm.dev, self->fd));
+	pin(0);
+	ASSERT_EQ(0, runner_start(&r, &vm, 1));
+	for (i = 0; i < 3; i++) {
+		EXPECT_EQ(0, group_attach(self->fd));
+		before = hits();
+		EXPECT_TRUE(exits_follow(&vm, 100));
+		EXPECT_EQ(host.noncoherent, hits() > before);
+		EXPECT_EQ(0, group_leave(self->fd));
+		/* The instruction it was in may still have been under way. */
+		EXPECT_TRUE(exits_follow(&vm, 10));
+		before = hits();
+		EXPECT_TRUE(exits_follow(&vm, 100));
+		EXPECT_EQ(before, hits());
+	}
+	EXPECT_EQ(0, runner_stop(&r));
+	vm_close(&vm);
+}
+
+/* --- The flush that a VM owes when it becomes non-coherent --- */
+
+enum becoming { BY_ADD, BY_IOMMU, BY_JOIN };
+
+FIXTURE(owed) {
+	struct vm vm;
+	int fd;
+	int other;
+	int container;
+};
+
+FIXTURE_VARIANT(owed) {
+	enum becoming how;
+};
+
+FIXTURE_VARIANT_ADD(owed, by_add) {
+	.how = BY_ADD,
+};
+
+FIXTURE_VARIANT_ADD(owed, by_set_iommu) {
+	.how = BY_IOMMU,
+};
+
+FIXTURE_VARIANT_ADD(owed, by_set_container) {
+	.how = BY_JOIN,
+};
+
+FIXTURE_SETUP(owed)
+{
+	REQUIRE(host.no_probe);
+	REQUIRE(no_groups(variant->how == BY_JOIN ? 2 : 1));
+	ASSERT_EQ(0, vm_open(&self->vm));
+	self->fd = need_group(0);
+	ASSERT_LE(0, self->fd);
+	self->container = container_open();
+	ASSERT_LE(0, self->container);
+	if (variant->how == BY_JOIN) {
+		/* A container whose IOMMU is set by another group. */
+		self->other = need_group(1);
+		ASSERT_EQ(0, group_join(self->other, self->container));
+		ASSERT_EQ(0, set_iommu(self->container));
+	} else {
+		ASSERT_EQ(0, group_join(self->fd, self->container));
+	}
+	ASSERT_EQ(0, variant->how == BY_ADD ? set_iommu(self->container) :
+					      dev_add(self->vm.dev, self->fd));
+}
+
+FIXTURE_TEARDOWN(owed)
+{
+	vm_close(&self->vm);
+}
+
+static int become(enum becoming how, struct vm *vm, int fd, int container)
+{
+	switch (how) {
+	case BY_ADD:
+		return dev_add(vm->dev, fd);
+	case BY_IOMMU:
+		return set_iommu(container);
+	default:
+		return group_join(fd, container);
+	}
+}
+
+/* Back to where it was. BY_IOMMU needs the group in the container again. */
+static int unbecome(enum becoming how, struct vm *vm, int fd, int container)
+{
+	int ret;
+
+	if (how == BY_ADD)
+		return dev_del(vm->dev, fd);
+	ret = group_leave(fd);
+	if (!ret && how == BY_IOMMU)
+		ret = group_join(fd, container);
+	return ret;
+}
+
+TEST_F(owed, paid)
+{
+	long before;
+
+	ASSERT_EQ(0, add_guest(&self->vm));
+	ASSERT_EQ(0, vm_wbinvd(&self->vm));
+	before = hits();
+	ASSERT_EQ(0, become(variant->how, &self->vm, self->fd, self->container));
+	EXPECT_EQ(host.noncoherent, hits() > before);
+}
+
+TEST_F(owed, paid_again)
+{
+	long before;
+	int i;
+
+	ASSERT_EQ(0, add_guest(&self->vm));
+	for (i = 0; i < 3; i++) {
+		ASSERT_EQ(0, vm_wbinvd(&self->vm));
+		before = hits();
+		ASSERT_EQ(0, become(variant->how, &self->vm, self->fd, self->container));
+		EXPECT_EQ(host.noncoherent, hits() > before);
+		ASSERT_EQ(0, vm_wbinvd(&self->vm));
+		before = hits();
+		ASSERT_EQ(0, unbecome(variant->how, &self->vm, self->fd, self->container));
+		EXPECT_EQ(before, hits());
+	}
+}
+
+TEST_F(owed, paid_on_every_cpu)
+{
+	long before[2];
+	int i;
+
+	REQUIRE(no_cpus(2));
+	ASSERT_EQ(0, add_guest(&self->vm));
+	for (i = 0; i < 2; i++) {
+		pin(i);
+		ASSERT_EQ(0, vm_wbinvd(&self->vm));
+		before[i] = hits_on(i);
+	}
+	ASSERT_EQ(0, become(variant->how, &self->vm, self->fd, self->container));
+	for (i = 0; i < 2; i++)
+		EXPECT_EQ(host.noncoherent, hits_on(i) > before[i])
+			TH_LOG("on CPU %d", host.cpu[i]);
+}
+
+/* Each vCPU has a CPU of its own; the second one need not run to have been there. */
+TEST_F(owed, paid_for_every_vcpu)
+{
+	long before[2];
+	int i, second;
+
+	REQUIRE(no_cpus(2));
+	pin(0);
+	ASSERT_EQ(0, add_guest(&self->vm));
+	ASSERT_EQ(0, vm_wbinvd(&self->vm));
+	pin(1);
+	second = call(ioctl(self->vm.fd, KVM_CREATE_VCPU, 1UL));
+	ASSERT_LE(0, second);
+	for (i = 0; i < 2; i++)
+		before[i] = hits_on(i);
+	ASSERT_EQ(0, become(variant->how, &self->vm, self->fd, self->container));
+	for (i = 0; i < 2; i++)
+		EXPECT_EQ(host.noncoherent, hits_on(i) > before[i])
+			TH_LOG("on CPU %d", host.cpu[i]);
+	close(second);
+}
+
+/* CPUs that belong to somebody else are left in peace. */
+TEST_F(owed, not_paid_elsewhere)
+{
+	struct vm other;
+	long before;
+
+	REQUIRE(no_cpus(2));
+	ASSERT_EQ(0, vm_open_guest(&other));
+	pin(1);
+	ASSERT_EQ(0, vm_wbinvd(&other));
+	/* Also a vCPU's making counts as being there. */
+	pin(0);
+	ASSERT_EQ(0, add_guest(&self->vm));
+	ASSERT_EQ(0, vm_wbinvd(&self->vm));
+	pin(1);
+	before = hits_on(1);
+	ASSERT_EQ(0, become(variant->how, &self->vm, self->fd, self->container));
+	EXPECT_EQ(before, hits_on(1));
+	vm_close(&other);
+}
+
+TEST_F(owed, nothing_without_vcpu)
+{
+	long before = hits();
+
+	ASSERT_EQ(0, become(variant->how, &self->vm, self->fd, self->container));
+	EXPECT_EQ(before, hits());
+}
+
+TEST_F(owed, nothing_for_a_second_file)
+{
+	long before;
+	int fd;
+
+	REQUIRE(no_groups(2));
+	ASSERT_EQ(0, add_guest(&self->vm));
+	ASSERT_EQ(0, become(variant->how, &self->vm, self->fd, self->container));
+	fd = variant->how == BY_JOIN ? self->other : need_group(1);
+	if (variant->how != BY_JOIN)
+		ASSERT_EQ(0, group_attach(fd));
+	ASSERT_EQ(0, vm_wbinvd(&self->vm));
+	before = hits();
+	ASSERT_EQ(0, dev_add(self->vm.dev, fd));
+	EXPECT_EQ(before, hits());
+}
+
+/* Running in the guest all the time, it dirties lines after each flush. */
+TEST_F(owed, paid_where_a_vcpu_runs)
+{
+	struct runner r = { 0 };
+	long before;
+	int i;
+
+	REQUIRE(no_cpus(2));
+	ASSERT_EQ(0, vm_add_vcpu(&self->vm, guest_busy, sizeof(guest_busy)));
+	pin(0);
+	ASSERT_EQ(0, runner_start(&r, &self->vm, 1));
+	sleep_ms(50);
+	for (i = 0; i < 5; i++) {
+		before = hits_on(1);
+		EXPECT_EQ(0, become(variant->how, &self->vm, self->fd, self->container));
+		EXPECT_EQ(host.noncoherent, hits_on(1) > before)
+			TH_LOG("change %d", i);
+		sleep_ms(10);
+		EXPECT_EQ(0, unbecome(variant->how, &self->vm, self->fd, self->container));
+		sleep_ms(10);
+	}
+	EXPECT_EQ(0, runner_stop(&r));
+}
+
+int main(int argc, char **argv)
+{
+	return run_tests(argc, argv);
+}

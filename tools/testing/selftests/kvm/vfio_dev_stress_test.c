@@ -1,0 +1,545 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The KVM-VFIO pseudo device while its surroundings change.
+ *
+ *   unbind
+ *	a device is taken away from vfio-pci
+ *   stress
+ *	everything at once
+ *   module
+ *	vfio.ko comes and goes: it is unloaded with all that uses it, and loaded
+ *	again, but only if nothing else needs it
+ *   host_after
+ *	and the host is as the tests found it
+ *
+ * See vfio_dev_test.h for what these tests need, and how they know what they say.
+ */
+#define _GNU_SOURCE
+#include <ftw.h>
+#include <limits.h>
+#include <sys/stat.h>
+#include <sys/utsname.h>
+
+#include "vfio_dev_test.h"
+
+/* --- A device that is taken away from vfio-pci --- */
+
+enum unbound { UNBIND_TRACKED, UNBIND_UNTRACKED, UNBIND_ATTACHED, UNBIND_OPEN };
+
+FIXTURE(unbind) {
+	struct vm vm;
+	int fd;
+	int device;
+};
+
+FIXTURE_VARIANT(unbind) {
+	enum unbound state;
+};
+
+FIXTURE_VARIANT_ADD(unbind, untracked) {
+	.state = UNBIND_UNTRACKED,
+};
+
+FIXTURE_VARIANT_ADD(unbind, tracked) {
+	.state = UNBIND_TRACKED,
+};
+
+FIXTURE_VARIANT_ADD(unbind, attached) {
+	.state = UNBIND_ATTACHED,
+};
+
+FIXTURE_VARIANT_ADD(unbind, device_open) {
+	.state = UNBIND_OPEN,
+};
+
+FIXTURE_SETUP(unbind)
+{
+	REQUIRE(host.no_probe);
+	REQUIRE(no_groups(1));
+	REQUIRE(no_pci(0));
+	ASSERT_EQ(0, vm_open_guest(&self->vm));
+	self->fd = need_group(0);
+	ASSERT_LE(0, self->fd);
+	self->device = -1;
+	if (variant->state >= UNBIND_ATTACHED)
+		ASSERT_EQ(0, group_attach(self->fd));
+	if (variant->state == UNBIND_OPEN) {
+		self->device = group_get_device(self->fd, 0);
+		ASSERT_LE(0, self->device);
+	}
+}
+
+FIXTURE_TEARDOWN(unbind)
+{
+	vm_close(&self->vm);
+	close_fd(&self->device);
+	close_fd(&self->fd);
+	EXPECT_EQ(0, bind_vfio_pci(host.bdf[0]));
+}
+
+/* The unbinding of an open device ends when it is closed, of another at once. */
+TEST_F(unbind, races_with_add_and_del)
+{
+	struct unbinder u = { .bdf = host.bdf[0] };
+	int i, ret;
+
+	if (variant->state != UNBIND_UNTRACKED)
+		ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	ASSERT_EQ(0, pthread_create(&u.thread, NULL, unbinder_main, &u));
+	for (i = 0; i < 1000 && (i < 50 || !u.done); i++) {
+		/* The file is VFIO's, whatever became of its device. */
+		ret = dev_add(self->vm.dev, self->fd);
+		EXPECT_TRUE(ret == 0 || ret == -EEXIST)
+			TH_LOG("ADD gave %d", ret);
+		EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+		if (i == 50)
+			close_fd(&self->device);
+	}
+	/* A hang is ended by the harness. */
+	pthread_join(u.thread, NULL);
+	EXPECT_EQ(0, u.ret);
+	EXPECT_EQ(0, vm_noncoherent(&self->vm));
+}
+
+/* Its group has left the container with it: no DMA any more. */
+TEST_F(unbind, ends_noncoherence)
+{
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	close_fd(&self->device);
+	EXPECT_EQ(variant->state >= UNBIND_ATTACHED && host.noncoherent,
+		  vm_noncoherent(&self->vm));
+	ASSERT_EQ(0, unbind_vfio_pci(host.bdf[0]));
+	EXPECT_EQ(0, vm_noncoherent(&self->vm));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+}
+
+TEST_F(unbind, then_all_as_before)
+{
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	close_fd(&self->device);
+	ASSERT_EQ(0, unbind_vfio_pci(host.bdf[0]));
+	close_fd(&self->vm.dev);
+	close_fd(&self->fd);
+	ASSERT_EQ(0, bind_vfio_pci(host.bdf[0]));
+	self->fd = group_open(0);
+	ASSERT_LE(0, self->fd);
+	self->vm.dev = create_device(self->vm.fd, 0);
+	EXPECT_EQ(0, group_attach(self->fd));
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->vm));
+}
+
+/* --- Everything at once --- */
+
+#define STRESS_ROUNDS	400
+
+/* What the threads share. */
+struct stress {
+	atomic_int group[2];
+	int container;
+	atomic_bool stop;
+	atomic_int bad;		/* the last result that cannot be right */
+};
+
+FIXTURE(stress) {
+	struct vm a;
+	struct vm b;
+	struct stress shared;
+};
+
+FIXTURE_SETUP(stress)
+{
+	int i;
+
+	REQUIRE(host.no_probe);
+	REQUIRE(no_groups(2));
+	self->b = NO_VM;
+	ASSERT_EQ(0, vm_open_guest(&self->a));
+	ASSERT_EQ(0, vm_open_guest(&self->b));
+	for (i = 0; i < 2; i++) {
+		self->shared.group[i] = need_group(i);
+		ASSERT_LE(0, self->shared.group[i]);
+	}
+	self->shared.container = container_open();
+	ASSERT_LE(0, self->shared.container);
+}
+
+FIXTURE_TEARDOWN(stress)
+{
+	vm_close(&self->a);
+	vm_close(&self->b);
+}
+
+struct stress_job {
+	pthread_t thread;
+	struct stress *shared;
+	struct vm *vm;
+	int group;
+	uint32_t random;
+};
+
+/* RET may be 0 or one of the errors, the last of which is 0. */
+static void allow(struct stress_job *job, int ret, const int *errors)
+{
+	while (*errors && ret != *errors)
+		errors++;
+	if (ret != *errors)
+		job->shared->bad = ret;
+}
+
+/* A closed group's number may be anybody's when it is used: EBADF, EINVAL. */
+static void *stress_track(void *arg)
+{
+	static const int add_errors[] = { -EEXIST, -EBADF, -EINVAL, 0 };
+	static const int del_errors[] = { -ENOENT, -EBADF, 0 };
+	struct stress_job *job = arg;
+	int i, fd;
+
+	for (i = 0; i < STRESS_ROUNDS; i++) {
+		fd = job->shared->group[next_random(&job->random) % 2];
+		if (next_random(&job->random) % 2)
+			allow(job, dev_add(job->vm->dev, fd), add_errors);
+		else
+			allow(job, dev_del(job->vm->dev, fd), del_errors);
+		if (next_random(&job->random) % 16)
+			continue;
+		close_fd(&job->vm->dev);
+		job->vm->dev = create_device(job->vm->fd, 0);
+		if (job->vm->dev < 0)
+			job->shared->bad = job->vm->dev;
+	}
+	return NULL;
+}
+
+/* Each group is moved by one thread, but SET_IOMMU may be either's. */
+static void *stress_attach(void *arg)
+{
+	static const int open_errors[] = { -EBUSY, 0 };
+	static const int errors[] = { -EINVAL, 0 };
+	struct stress_job *job = arg;
+	int i, fd;
+
+	for (i = 0; i < STRESS_ROUNDS; i++) {
+		fd = job->shared->group[job->group];
+		if (fd < 0) {
+			fd = group_open(job->group);
+			allow(job, fd < 0 ? fd : 0, open_errors);
+			job->shared->group[job->group] = fd < 0 ? -1 : fd;
+			continue;
+		}
+		switch (next_random(&job->random) % 8) {
+		case 0:
+		case 1:
+		case 2:
+			allow(job, group_join(fd, job->shared->container), errors);
+			break;
+		case 3:
+		case 4:
+			allow(job, set_iommu(job->shared->container), errors);
+			break;
+		case 5:
+		case 6:
+			allow(job, group_leave(fd), errors);
+			break;
+		default:
+			job->shared->group[job->group] = -1;
+			close(fd);
+		}
+	}
+	return NULL;
+}
+
+static void *stress_run(void *arg)
+{
+	struct stress_job *job = arg;
+
+	while (!job->shared->stop)
+		if (vm_wbinvd(job->vm))
+			job->shared->bad = -EPROTO;
+	return NULL;
+}
+
+TEST_F_TIMEOUT(stress, ends_as_it_began, 120)
+{
+	struct stress_job job[] = {
+		{ .vm = &self->a }, { .vm = &self->b },
+		{ .group = 0 }, { .group = 1 },
+		{ .vm = &self->a }, { .vm = &self->b },
+	};
+	void *(*main[])(void *) = {
+		stress_track, stress_track, stress_attach, stress_attach, stress_run, stress_run,
+	};
+	int i;
+
+	for (i = 0; i < 6; i++) {
+		job[i].shared = &self->shared;
+		job[i].random = i;
+		ASSERT_EQ(0, pthread_create(&job[i].thread, NULL, main[i], &job[i]));
+	}
+	for (i = 0; i < 6; i++) {
+		if (i == 4)
+			self->shared.stop = true;
+		pthread_join(job[i].thread, NULL);
+	}
+	EXPECT_EQ(0, self->shared.bad);
+
+	/* Nothing is left of it. */
+	close_fd(&self->a.dev);
+	close_fd(&self->b.dev);
+	EXPECT_EQ(0, vm_noncoherent(&self->a));
+	EXPECT_EQ(0, vm_noncoherent(&self->b));
+	self->a.dev = create_device(self->a.fd, 0);
+	for (i = 0; i < 2; i++) {
+		if (self->shared.group[i] >= 0)
+			close(self->shared.group[i]);
+		self->shared.group[i] = group_open(i);
+		ASSERT_LE(0, self->shared.group[i]);
+		EXPECT_EQ(0, group_attach(self->shared.group[i]));
+		EXPECT_EQ(0, dev_add(self->a.dev, self->shared.group[i]));
+	}
+	EXPECT_EQ(host.noncoherent, vm_noncoherent(&self->a));
+	EXPECT_EQ(0, vm_noncoherent(&self->b));
+}
+
+/* --- vfio.ko comes and goes --- */
+
+/* What was unloaded, and the devices that lost their driver by that. */
+static struct {
+	char module[16][64];
+	int nr_modules;
+	char bdf[MAX_BOUND][32];
+	int nr_bound;
+} unloaded;
+
+static int unload(const char *module)
+{
+	int ret = call(syscall(SYS_delete_module, module, O_NONBLOCK));
+
+	if (!ret && unloaded.nr_modules < (int)ARRAY_SIZE(unloaded.module))
+		snprintf(unloaded.module[unloaded.nr_modules++], 64, "%s", module);
+	return ret;
+}
+
+/* Unload what uses the module, and what uses that. */
+static int unload_holders(const char *module)
+{
+	char path[192];
+	struct dirent *entry;
+	int ret = 0;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/sys/module/%.64s/holders", module);
+	dir = opendir(path);
+	while (dir && !ret && (entry = readdir(dir))) {
+		if (entry->d_name[0] == '.')
+			continue;
+		ret = unload_holders(entry->d_name);
+		if (!ret)
+			ret = unload(entry->d_name);
+		/* A holder of two of ours is gone when its turn comes. */
+		if (ret == -ENOENT)
+			ret = 0;
+	}
+	if (dir)
+		closedir(dir);
+	return ret;
+}
+
+static void remember_bound(void)
+{
+	DIR *dir = opendir("/sys/bus/pci/drivers/vfio-pci");
+	struct dirent *entry;
+
+	while (dir && (entry = readdir(dir)) && unloaded.nr_bound < MAX_BOUND)
+		if (strchr(entry->d_name, ':'))
+			snprintf(unloaded.bdf[unloaded.nr_bound++], 32, "%.31s",
+				 entry->d_name);
+	if (dir)
+		closedir(dir);
+}
+
+static const char *module_wanted;
+static char module_found[PATH_MAX];
+
+/* "vfio_pci" is vfio-pci.ko or vfio_pci.ko. */
+static int is_wanted(const char *path, const struct stat *s, int type, struct FTW *ftw)
+{
+	const char *name = path + ftw->base, *want = module_wanted;
+
+	while (*want && (*name == *want || (*name == '-' && *want == '_'))) {
+		name++;
+		want++;
+	}
+	if (*want || strcmp(name, ".ko"))
+		return 0;
+	snprintf(module_found, sizeof(module_found), "%s", path);
+	return 1;
+}
+
+/* modprobe knows best; where there is none, the module's file will do. */
+static int load(const char *module)
+{
+	char text[128];
+	struct utsname u;
+	int fd, ret;
+
+	snprintf(text, sizeof(text), "/sys/module/%.64s", module);
+	if (!access(text, F_OK))
+		return 0;
+	snprintf(text, sizeof(text), "modprobe %.64s >/dev/null 2>&1", module);
+	if (!system(text))
+		return 0;
+	uname(&u);
+	snprintf(text, sizeof(text), "/lib/modules/%.64s", u.release);
+	module_wanted = module;
+	if (nftw(text, is_wanted, 16, FTW_PHYS) != 1)
+		return -ENOENT;
+	fd = open(module_found, O_RDONLY | O_CLOEXEC);
+	ret = call(syscall(SYS_finit_module, fd, "", 0));
+	close(fd);
+	return ret;
+}
+
+static int load_all_again(void)
+{
+	int i, ret = 0;
+
+	for (i = unloaded.nr_modules - 1; i >= 0 && !ret; i--)
+		ret = load(unloaded.module[i]);
+	for (i = 0; i < unloaded.nr_bound && !ret; i++)
+		ret = bind_vfio_pci(unloaded.bdf[i]);
+	unloaded.nr_modules = 0;
+	return ret;
+}
+
+FIXTURE(module) {
+	struct vm vm;
+	int fd;
+};
+
+FIXTURE_SETUP(module)
+{
+	self->vm = NO_VM;
+	self->fd = -1;
+	REQUIRE(no_groups(1));
+	REQUIRE(no_pci(0));
+	if (access("/sys/module/vfio/holders", F_OK) ||
+	    access("/sys/module/vfio/refcnt", F_OK))
+		REQUIRE("vfio is not a module");
+	ASSERT_EQ(0, vm_open(&self->vm));
+	self->fd = need_group(0);
+	ASSERT_LE(0, self->fd);
+	remember_bound();
+}
+
+FIXTURE_TEARDOWN(module)
+{
+	vm_close(&self->vm);
+	close_fd(&self->fd);
+	EXPECT_EQ(0, load_all_again())
+		TH_LOG("vfio could not be loaded again, load it by hand");
+}
+
+/* Its last user is the KVM device, which holds a file that nobody else has. */
+TEST_F(module, tracked_file_keeps_vfio)
+{
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	close_fd(&self->fd);
+	ASSERT_EQ(0, unload_holders("vfio"));
+	EXPECT_EQ(-EWOULDBLOCK, unload("vfio"));
+	EXPECT_EQ(-EWOULDBLOCK, unload("vfio"));
+	close_fd(&self->vm.dev);
+	EXPECT_EQ(0, unload("vfio"));
+}
+
+TEST_F(module, deleted_file_does_not)
+{
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	ASSERT_EQ(0, unload_holders("vfio"));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+	/* It is still open here. */
+	EXPECT_EQ(-EWOULDBLOCK, unload("vfio"));
+	close_fd(&self->fd);
+	/* The KVM device is not. */
+	EXPECT_EQ(0, unload("vfio"));
+}
+
+TEST_F(module, failed_calls_do_not)
+{
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(-EINVAL, dev_add(self->vm.dev, self->vm.fd));
+	EXPECT_EQ(-ENOENT, dev_del(self->vm.dev, self->vm.fd));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+	EXPECT_EQ(-ENOENT, dev_del(self->vm.dev, self->fd));
+	close_fd(&self->fd);
+	ASSERT_EQ(0, unload_holders("vfio"));
+	EXPECT_EQ(0, unload("vfio"));
+}
+
+TEST_F(module, not_loaded)
+{
+	int file = open("/proc/self/exe", O_RDONLY);
+
+	close_fd(&self->fd);
+	ASSERT_EQ(0, unload_holders("vfio"));
+	ASSERT_EQ(0, unload("vfio"));
+	EXPECT_EQ(-EINVAL, dev_add(self->vm.dev, file));
+	EXPECT_EQ(-EINVAL, dev_add(self->vm.dev, self->vm.fd));
+	EXPECT_EQ(-ENOENT, dev_del(self->vm.dev, file));
+	EXPECT_EQ(-EBADF, dev_add(self->vm.dev, -1));
+	EXPECT_EQ(-EFAULT, set_attr(self->vm.dev, KVM_DEV_VFIO_FILE,
+				    KVM_DEV_VFIO_FILE_ADD, NULL));
+	EXPECT_EQ(0, has_attr(self->vm.dev, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD));
+	close_fd(&self->vm.dev);
+	self->vm.dev = create_device(self->vm.fd, 0);
+	EXPECT_LE(0, self->vm.dev);
+	EXPECT_NE(0, access("/sys/module/vfio", F_OK));
+}
+
+/* A device that is older than the vfio it works with. */
+TEST_F(module, loaded_again)
+{
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+	close_fd(&self->fd);
+	ASSERT_EQ(0, unload_holders("vfio"));
+	ASSERT_EQ(0, unload("vfio"));
+	ASSERT_EQ(0, load_all_again());
+	self->fd = group_open_soon(0);
+	ASSERT_LE(0, self->fd);
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(0, group_attach(self->fd));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+}
+
+/* --- And the host is as the tests found it --- */
+
+FIXTURE(host_after) {
+};
+
+FIXTURE_SETUP(host_after)
+{
+	REQUIRE(no_groups(1));
+}
+
+FIXTURE_TEARDOWN(host_after)
+{
+}
+
+TEST_F(host_after, every_group_opens)
+{
+	int i, fd;
+
+	for (i = 0; i < host.nr_groups; i++) {
+		fd = group_open_soon(i);
+		EXPECT_LE(0, fd);
+		close(fd);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	return run_tests(argc, argv);
+}
