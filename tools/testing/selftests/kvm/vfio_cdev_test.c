@@ -594,130 +594,55 @@ FIXTURE(cdev) {
 };
 
 FIXTURE_VARIANT(cdev) {
+	const char *name;
 	const char *steps;
 };
 
-/* As QEMU and rust-vmm do it. */
-FIXTURE_VARIANT_ADD(cdev, add_bind_attach) {
-	.steps = "add1 bind1 attach1 detach1 del1 close1",
+static const FIXTURE_VARIANT(cdev) cdev_variants[] = {
+	/* As QEMU and rust-vmm do it. */
+	{ "add_bind_attach", "add1 bind1 attach1 detach1 del1 close1" },
+	{ "bind_add_attach", "bind1 add1 attach1 detach1 del1" },
+	{ "bind_attach_add", "bind1 attach1 add1 del1 add1 detach1 del1" },
+	{ "del_before_detach", "add1 bind1 attach1 del1 detach1" },
+	{ "del_before_attach", "add1 bind1 del1 attach1 detach1" },
+	{ "never_bound", "add1 attach1 detach1 nowhere1 fault1 del1" },
+	{ "never_attached", "add1 bind1 detach1 del1 detach1" },
+	{ "untracked", "bind1 attach1 attach1.2 detach1 del1" },
+	/* And again, and elsewhere. */
+	{ "attached_again", "add1 bind1 attach1 detach1 attach1 detach1 detach1 attach1.2" },
+	{ "moved", "add1 bind1 attach1.1 attach1.2 attach1.1 detach1" },
+	{ "moved_then_added", "bind1 attach1.1 attach1.2 add1 attach1.1 del1" },
+	{ "attached_to_the_same", "add1 bind1 attach1 attach1 detach1 attach1" },
+	/* What fails leaves it attached to what it was, or to nothing. */
+	{ "attach_fails",
+	  "add1 bind1 nowhere1 noroom1 attach1 nowhere1 noroom1 detach1 noroom1 nowhere1" },
+	{ "attach_cannot_tell", "add1 bind1 fault1 attach1 fault1 attach1.2 fault1 detach1" },
+	{ "attach_fails_then_added",
+	  "bind1 attach1 nowhere1 noroom1 add1 del1 fault1 add1 attach1" },
+	{ "failed_calls", "add1 add1 Badd1 bind1 bind1 attach1 bind1 add1 Badd1 Bdel1 del1 del1" },
+	/* The descriptor closed: the tracked file is kept, bound and attached as it is. */
+	{ "closed_while_attached",
+	  "add1 bind1 attach1 close1 del1 reset open1 add1 bind1 attach1" },
+	{ "closed_while_bound", "add1 bind1 close1 reset open1 bind1 attach1 add1" },
+	{ "closed_while_tracked_only", "add1 close1 reset open1 bind1 attach1 add1 close1" },
+	{ "closed_untracked", "bind1 attach1 close1 open1 add1 bind1 attach1" },
+	{ "kvm_device_closed", "add1 bind1 attach1 reset detach1 add1 attach1 reset add1" },
+	/* Two devices. */
+	{ "two_in_one_ioas", "add1 add2 bind1 bind2 attach1 attach2 detach1 detach2 del1 del2" },
+	{ "two_apart", "bind1 bind2 attach1.1 attach2.2 add1 add2 del1 del2 add2 detach1 detach2" },
+	{ "two_one_untracked",
+	  "add1 bind1 bind2 attach2 attach1 detach1 add2 attach1.2 detach2 detach1" },
+	{ "two_moved_together",
+	  "add1 add2 bind1 bind2 attach1.1 attach2.1 attach1.2 attach2.2 detach2 detach1" },
+	{ "two_closed_at_once",
+	  "add1 bind1 attach1 add2 bind2 attach2 close1 close2 reset open1 open2 add1" },
+	/* Two VMs. */
+	{ "vms_one_each", "add1 Badd2 bind1 bind2 attach1 attach2 detach1 detach2 Bdel2 del1" },
+	{ "vms_handed_over", "add1 bind1 attach1 del1 Badd1 add1 Breset add1 reset Badd1 detach1" },
+	{ "vms_closed", "add1 Badd2 bind1 bind2 attach2.2 attach1.2 close1 close2 reset Breset" },
 };
 
-FIXTURE_VARIANT_ADD(cdev, bind_add_attach) {
-	.steps = "bind1 add1 attach1 detach1 del1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, bind_attach_add) {
-	.steps = "bind1 attach1 add1 del1 add1 detach1 del1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, del_before_detach) {
-	.steps = "add1 bind1 attach1 del1 detach1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, del_before_attach) {
-	.steps = "add1 bind1 del1 attach1 detach1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, never_bound) {
-	.steps = "add1 attach1 detach1 nowhere1 fault1 del1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, never_attached) {
-	.steps = "add1 bind1 detach1 del1 detach1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, untracked) {
-	.steps = "bind1 attach1 attach1.2 detach1 del1",
-};
-
-/* And again, and elsewhere. */
-FIXTURE_VARIANT_ADD(cdev, attached_again) {
-	.steps = "add1 bind1 attach1 detach1 attach1 detach1 detach1 attach1.2",
-};
-
-FIXTURE_VARIANT_ADD(cdev, moved) {
-	.steps = "add1 bind1 attach1.1 attach1.2 attach1.1 detach1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, moved_then_added) {
-	.steps = "bind1 attach1.1 attach1.2 add1 attach1.1 del1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, attached_to_the_same) {
-	.steps = "add1 bind1 attach1 attach1 detach1 attach1",
-};
-
-/* What fails leaves it attached to what it was, or to nothing. */
-FIXTURE_VARIANT_ADD(cdev, attach_fails) {
-	.steps = "add1 bind1 nowhere1 noroom1 attach1 nowhere1 noroom1 detach1 noroom1 nowhere1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, attach_cannot_tell) {
-	.steps = "add1 bind1 fault1 attach1 fault1 attach1.2 fault1 detach1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, attach_fails_then_added) {
-	.steps = "bind1 attach1 nowhere1 noroom1 add1 del1 fault1 add1 attach1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, failed_calls) {
-	.steps = "add1 add1 Badd1 bind1 bind1 attach1 bind1 add1 Badd1 Bdel1 del1 del1",
-};
-
-/* The descriptor closed: the tracked file is kept, bound and attached as it is. */
-FIXTURE_VARIANT_ADD(cdev, closed_while_attached) {
-	.steps = "add1 bind1 attach1 close1 del1 reset open1 add1 bind1 attach1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, closed_while_bound) {
-	.steps = "add1 bind1 close1 reset open1 bind1 attach1 add1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, closed_while_tracked_only) {
-	.steps = "add1 close1 reset open1 bind1 attach1 add1 close1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, closed_untracked) {
-	.steps = "bind1 attach1 close1 open1 add1 bind1 attach1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, kvm_device_closed) {
-	.steps = "add1 bind1 attach1 reset detach1 add1 attach1 reset add1",
-};
-
-/* Two devices. */
-FIXTURE_VARIANT_ADD(cdev, two_in_one_ioas) {
-	.steps = "add1 add2 bind1 bind2 attach1 attach2 detach1 detach2 del1 del2",
-};
-
-FIXTURE_VARIANT_ADD(cdev, two_apart) {
-	.steps = "bind1 bind2 attach1.1 attach2.2 add1 add2 del1 del2 add2 detach1 detach2",
-};
-
-FIXTURE_VARIANT_ADD(cdev, two_one_untracked) {
-	.steps = "add1 bind1 bind2 attach2 attach1 detach1 add2 attach1.2 detach2 detach1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, two_moved_together) {
-	.steps = "add1 add2 bind1 bind2 attach1.1 attach2.1 attach1.2 attach2.2 detach2 detach1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, two_closed_at_once) {
-	.steps = "add1 bind1 attach1 add2 bind2 attach2 close1 close2 reset open1 open2 add1",
-};
-
-/* Two VMs. */
-FIXTURE_VARIANT_ADD(cdev, vms_one_each) {
-	.steps = "add1 Badd2 bind1 bind2 attach1 attach2 detach1 detach2 Bdel2 del1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, vms_handed_over) {
-	.steps = "add1 bind1 attach1 del1 Badd1 add1 Breset add1 reset Badd1 detach1",
-};
-
-FIXTURE_VARIANT_ADD(cdev, vms_closed) {
-	.steps = "add1 Badd2 bind1 bind2 attach2.2 attach1.2 close1 close2 reset Breset",
-};
+FIXTURE_VARIANTS(cdev, cdev_variants);
 
 FIXTURE_SETUP(cdev)
 {
@@ -808,54 +733,28 @@ FIXTURE(compat) {
 };
 
 FIXTURE_VARIANT(compat) {
+	const char *name;
 	const char *steps;
 };
 
-FIXTURE_VARIANT_ADD(compat, add_first) {
-	.steps = "add1 bind1 getdev1 putdev1 leave1 del1",
+static const FIXTURE_VARIANT(compat) compat_variants[] = {
+	{ "add_first", "add1 bind1 getdev1 putdev1 leave1 del1" },
+	{ "add_bound", "bind1 add1 getdev1 putdev1 getdev1 del1 putdev1 leave1" },
+	{ "add_open", "bind1 getdev1 add1 del1 add1 putdev1 del1" },
+	{ "never_open", "add1 bind1 bind1 leave1 leave1 getdev1 del1" },
+	/* Nothing says that an open device lets go of the iommufd with its group. */
+	{ "left_while_open", "add1 bind1 getdev1 leave1 bind1 leave1 putdev1 getdev1" },
+	{ "group_closed_tracked",
+	  "add1 bind1 getdev1 close1 open1 putdev1 reset open1 bind1 add1 getdev1" },
+	/* The next who opens the group gets its device as it is. */
+	{ "group_closed_device_open", "bind1 getdev1 close1 open1 add1 putdev1 bind1 getdev1" },
+	{ "kvm_device_closed", "add1 bind1 getdev1 reset add1 reset putdev1 add1 getdev1" },
+	{ "two", "add1 add2 bind1 bind2 getdev1 getdev2 putdev1 putdev2 del1 del2" },
+	{ "vms_one_each", "add1 Badd2 bind1 bind2 getdev2 getdev1 Badd1 putdev2 putdev1 Breset" },
+	{ "vms_handed_over", "bind1 getdev1 add1 Badd1 del1 Badd1 Breset add1 putdev1" },
 };
 
-FIXTURE_VARIANT_ADD(compat, add_bound) {
-	.steps = "bind1 add1 getdev1 putdev1 getdev1 del1 putdev1 leave1",
-};
-
-FIXTURE_VARIANT_ADD(compat, add_open) {
-	.steps = "bind1 getdev1 add1 del1 add1 putdev1 del1",
-};
-
-FIXTURE_VARIANT_ADD(compat, never_open) {
-	.steps = "add1 bind1 bind1 leave1 leave1 getdev1 del1",
-};
-
-/* Nothing says that an open device lets go of the iommufd with its group. */
-FIXTURE_VARIANT_ADD(compat, left_while_open) {
-	.steps = "add1 bind1 getdev1 leave1 bind1 leave1 putdev1 getdev1",
-};
-
-FIXTURE_VARIANT_ADD(compat, group_closed_tracked) {
-	.steps = "add1 bind1 getdev1 close1 open1 putdev1 reset open1 bind1 add1 getdev1",
-};
-
-/* The next who opens the group gets its device as it is. */
-FIXTURE_VARIANT_ADD(compat, group_closed_device_open) {
-	.steps = "bind1 getdev1 close1 open1 add1 putdev1 bind1 getdev1",
-};
-
-FIXTURE_VARIANT_ADD(compat, kvm_device_closed) {
-	.steps = "add1 bind1 getdev1 reset add1 reset putdev1 add1 getdev1",
-};
-
-FIXTURE_VARIANT_ADD(compat, two) {
-	.steps = "add1 add2 bind1 bind2 getdev1 getdev2 putdev1 putdev2 del1 del2",
-};
-
-FIXTURE_VARIANT_ADD(compat, vms_one_each) {
-	.steps = "add1 Badd2 bind1 bind2 getdev2 getdev1 Badd1 putdev2 putdev1 Breset",
-};
-
-FIXTURE_VARIANT_ADD(compat, vms_handed_over) {
-	.steps = "bind1 getdev1 add1 Badd1 del1 Badd1 Breset add1 putdev1",
-};
+FIXTURE_VARIANTS(compat, compat_variants);
 
 FIXTURE_SETUP(compat)
 {
@@ -889,16 +788,16 @@ FIXTURE(group_device) {
 };
 
 FIXTURE_VARIANT(group_device) {
+	const char *name;
 	bool iommufd;
 };
 
-FIXTURE_VARIANT_ADD(group_device, container) {
-	.iommufd = false,
+static const FIXTURE_VARIANT(group_device) group_device_variants[] = {
+	{ "container", false },
+	{ "iommufd", true },
 };
 
-FIXTURE_VARIANT_ADD(group_device, iommufd) {
-	.iommufd = true,
-};
+FIXTURE_VARIANTS(group_device, group_device_variants);
 
 FIXTURE_SETUP(group_device)
 {
@@ -1203,24 +1102,18 @@ FIXTURE(cdev_vm_gone) {
 };
 
 FIXTURE_VARIANT(cdev_vm_gone) {
+	const char *name;
 	const char *before;
 	const char *after;
 };
 
-FIXTURE_VARIANT_ADD(cdev_vm_gone, unbound) {
-	.before = "add1",
-	.after = "bind1 attach1 Badd1 detach1",
+static const FIXTURE_VARIANT(cdev_vm_gone) cdev_vm_gone_variants[] = {
+	{ "unbound", "add1", "bind1 attach1 Badd1 detach1" },
+	{ "bound", "add1 bind1", "attach1 Badd1 detach1 attach1" },
+	{ "attached", "add1 bind1 attach1", "attach1.2 Badd1 detach1 attach1" },
 };
 
-FIXTURE_VARIANT_ADD(cdev_vm_gone, bound) {
-	.before = "add1 bind1",
-	.after = "attach1 Badd1 detach1 attach1",
-};
-
-FIXTURE_VARIANT_ADD(cdev_vm_gone, attached) {
-	.before = "add1 bind1 attach1",
-	.after = "attach1.2 Badd1 detach1 attach1",
-};
+FIXTURE_VARIANTS(cdev_vm_gone, cdev_vm_gone_variants);
 
 FIXTURE_SETUP(cdev_vm_gone)
 {
@@ -1250,19 +1143,21 @@ FIXTURE(cdev_killed) {
 };
 
 FIXTURE_VARIANT(cdev_killed) {
+	const char *name;
 	const char *steps;
 	bool compat;
 };
 
-FIXTURE_VARIANT_ADD(cdev_killed, after_add) { .steps = "add1" };
-FIXTURE_VARIANT_ADD(cdev_killed, after_bind) { .steps = "add1 bind1" };
-FIXTURE_VARIANT_ADD(cdev_killed, after_attach) { .steps = "add1 bind1 attach1" };
-FIXTURE_VARIANT_ADD(cdev_killed, after_detach) { .steps = "add1 bind1 attach1 detach1" };
-FIXTURE_VARIANT_ADD(cdev_killed, after_close) { .steps = "add1 bind1 attach1 close1" };
-FIXTURE_VARIANT_ADD(cdev_killed, after_getdev) {
-	.steps = "add1 bind1 getdev1",
-	.compat = true,
+static const FIXTURE_VARIANT(cdev_killed) cdev_killed_variants[] = {
+	{ "after_add", "add1" },
+	{ "after_bind", "add1 bind1" },
+	{ "after_attach", "add1 bind1 attach1" },
+	{ "after_detach", "add1 bind1 attach1 detach1" },
+	{ "after_close", "add1 bind1 attach1 close1" },
+	{ "after_getdev", "add1 bind1 getdev1", true },
 };
+
+FIXTURE_VARIANTS(cdev_killed, cdev_killed_variants);
 
 FIXTURE_SETUP(cdev_killed)
 {
@@ -1324,41 +1219,22 @@ FIXTURE(cdev_unplug) {
 
 /* The last steps of each give the device back. */
 FIXTURE_VARIANT(cdev_unplug) {
+	const char *name;
 	const char *before;
 	const char *after;
 	bool compat;
 };
 
-FIXTURE_VARIANT_ADD(cdev_unplug, open) {
-	.before = "add1",
-	.after = "del1 close1",
+static const FIXTURE_VARIANT(cdev_unplug) cdev_unplug_variants[] = {
+	{ "open", "add1", "del1 close1" },
+	{ "bound", "add1 bind1", "attach1 detach1 del1 close1" },
+	{ "attached", "add1 bind1 attach1", "Badd1 add1 detach1 attach1.2 close1 reset" },
+	{ "untracked", "bind1 attach1", "add1 detach1 del1 close1" },
+	{ "kept_by_the_vm", "add1 bind1 attach1 close1", "reset" },
+	{ "group", "add1 bind1 getdev1", "putdev1", true },
 };
 
-FIXTURE_VARIANT_ADD(cdev_unplug, bound) {
-	.before = "add1 bind1",
-	.after = "attach1 detach1 del1 close1",
-};
-
-FIXTURE_VARIANT_ADD(cdev_unplug, attached) {
-	.before = "add1 bind1 attach1",
-	.after = "Badd1 add1 detach1 attach1.2 close1 reset",
-};
-
-FIXTURE_VARIANT_ADD(cdev_unplug, untracked) {
-	.before = "bind1 attach1",
-	.after = "add1 detach1 del1 close1",
-};
-
-FIXTURE_VARIANT_ADD(cdev_unplug, kept_by_the_vm) {
-	.before = "add1 bind1 attach1 close1",
-	.after = "reset",
-};
-
-FIXTURE_VARIANT_ADD(cdev_unplug, group) {
-	.before = "add1 bind1 getdev1",
-	.after = "putdev1",
-	.compat = true,
-};
+FIXTURE_VARIANTS(cdev_unplug, cdev_unplug_variants);
 
 FIXTURE_SETUP(cdev_unplug)
 {

@@ -328,208 +328,77 @@ FIXTURE(coherency) {
 };
 
 FIXTURE_VARIANT(coherency) {
+	const char *name;
 	const char *steps;
 };
 
-/* One group: every order of ADD and DEL with SET_CONTAINER, SET_IOMMU, UNSET. */
-FIXTURE_VARIANT_ADD(coherency, add_del_join_iommu_leave) {
-	.steps = "add1 del1 join1 iommu1 leave1",
+static const FIXTURE_VARIANT(coherency) coherency_variants[] = {
+	/* One group: every order of ADD and DEL with SET_CONTAINER, SET_IOMMU, UNSET. */
+	{ "add_del_join_iommu_leave", "add1 del1 join1 iommu1 leave1" },
+	{ "add_join_del_iommu_leave", "add1 join1 del1 iommu1 leave1" },
+	{ "add_join_iommu_del_leave", "add1 join1 iommu1 del1 leave1" },
+	{ "add_join_iommu_leave_del", "add1 join1 iommu1 leave1 del1" },
+	{ "join_add_del_iommu_leave", "join1 add1 del1 iommu1 leave1" },
+	{ "join_add_iommu_del_leave", "join1 add1 iommu1 del1 leave1" },
+	{ "join_add_iommu_leave_del", "join1 add1 iommu1 leave1 del1" },
+	{ "join_iommu_add_del_leave", "join1 iommu1 add1 del1 leave1" },
+	{ "join_iommu_add_leave_del", "join1 iommu1 add1 leave1 del1" },
+	{ "join_iommu_leave_add_del", "join1 iommu1 leave1 add1 del1" },
+	/* No SET_IOMMU: no DMA. */
+	{ "add_join_leave_del", "add1 join1 leave1 del1" },
+	{ "join_add_leave_del", "join1 add1 leave1 del1" },
+	{ "join_add_del_leave", "join1 add1 del1 leave1" },
+	{ "add_only", "add1 del1" },
+	/* And again. */
+	{ "attached_twice",
+	  "add1 join1 iommu1 leave1 join1.2 iommu2 leave1 join1.2 iommu2 del1 leave1" },
+	{ "added_twice", "join1 iommu1 add1 del1 add1 del1 leave1" },
+	{ "device_closed_while_attached", "join1 iommu1 add1 reset leave1" },
+	{ "device_closed_then_attached", "add1 reset join1 iommu1 add1 reset" },
+	{ "untracked", "join1 iommu1 del1 leave1" },
+	{ "failed_calls",
+	  "add1 add1 join1 join1.2 iommu2 iommu1 iommu1 Badd1 Bdel1 leave1 leave1 del1 del1" },
+	/* The group's descriptor closed: a tracked file is kept, and stays attached. */
+	{ "group_closed_untracked", "join1 iommu1 drop1 open1 add1 del1" },
+	{ "group_closed_while_tracked", "add1 join1 iommu1 drop1 open1 reset open1 add1" },
+	{ "group_closed_before_attached",
+	  "add1 drop1 open1 reset open1 join1 add1 iommu1 drop1 reset" },
+	/* Two groups in one container. */
+	{ "two_join_then_iommu", "add1 add2 join1 join2 iommu1 leave1 leave2 del1 del2" },
+	{ "two_iommu_then_join", "add1 add2 join1 iommu1 join2 leave1 leave2 del1 del2" },
+	{ "two_attached_then_added", "join1 join2 iommu1 add1 add2 del1 del2 leave1 leave2" },
+	{ "two_first_untracked", "add2 join1 iommu1 join2 leave1 leave2" },
+	{ "two_second_untracked", "add1 join1 iommu1 join2 leave1 add1 add2 leave2" },
+	{ "two_del_one_of_two", "join1 iommu1 join2 add1 add2 del2 add2 del1 leave2 del2" },
+	{ "two_closed_at_once", "join1 join2 iommu1 add1 add2 reset leave1 leave2" },
+	{ "two_left_one_by_one",
+	  "add1 add2 join1 join2 iommu1 leave2 join2 leave1 join1 leave2 leave1" },
+	{ "two_groups_closed", "add1 add2 join1 join2 iommu1 drop1 drop2 reset open1 open2" },
+	/* Two groups in two containers. */
+	{ "apart_added_first", "add1 add2 join1.1 join2.2 iommu1 iommu2 leave1 leave2 del1 del2" },
+	{ "apart_added_last", "join1.1 join2.2 iommu2 iommu1 add1 add2 del1 del2" },
+	{ "apart_only_one_iommu", "join1.1 join2.2 add1 add2 iommu2 leave1 del2 leave2" },
+	{ "apart_moved",
+	  "add1 join1 iommu1 add2 join2.2 iommu2 leave2 join2 leave1 join1 leave1 leave2" },
+	{ "apart_del_order", "join1.1 iommu1 join2.2 iommu2 add1 add2 del2 del1 add2 add1 reset" },
+	/* Two VMs. */
+	{ "vms_one_each", "add1 Badd2 join1.1 iommu1 join2.2 iommu2 leave1 leave2 del1 Bdel2" },
+	{ "vms_one_container", "add1 Badd2 join1 join2 iommu1 leave1 join1 leave2 leave1" },
+	{ "vms_added_attached", "join1 join2 iommu1 add1 Badd2 del1 Bdel2" },
+	{ "vms_handed_over", "join1 iommu1 add1 del1 Badd1 Bdel1 add1 reset Badd1 Breset" },
+	{ "vms_exclusive", "add1 Badd1 join1 iommu1 Badd1 Bdel1 del1 Badd1 add1 leave1" },
+	{ "vms_only_one_tracks", "Badd2 join1 iommu1 join2 leave1 leave2" },
+	{ "vms_device_closed", "add1 Badd2 join1 join2 iommu1 reset Breset" },
+	/* With the device open, the group cannot leave; its file lives on in the device's. */
+	{ "device_open_then_added", "join1 iommu1 getdev1 add1 leave1 del1 putdev1 leave1" },
+	{ "device_open_after_added", "add1 getdev1 join1 iommu1 getdev1 leave1 putdev1 leave1" },
+	{ "device_keeps_the_group",
+	  "join1 iommu1 getdev1 add1 drop1 open1 reset open1 putdev1 open1" },
+	{ "device_and_vm_keep_the_group",
+	  "join1 iommu1 add1 getdev1 drop1 putdev1 open1 reset open1" },
 };
 
-FIXTURE_VARIANT_ADD(coherency, add_join_del_iommu_leave) {
-	.steps = "add1 join1 del1 iommu1 leave1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, add_join_iommu_del_leave) {
-	.steps = "add1 join1 iommu1 del1 leave1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, add_join_iommu_leave_del) {
-	.steps = "add1 join1 iommu1 leave1 del1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, join_add_del_iommu_leave) {
-	.steps = "join1 add1 del1 iommu1 leave1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, join_add_iommu_del_leave) {
-	.steps = "join1 add1 iommu1 del1 leave1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, join_add_iommu_leave_del) {
-	.steps = "join1 add1 iommu1 leave1 del1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, join_iommu_add_del_leave) {
-	.steps = "join1 iommu1 add1 del1 leave1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, join_iommu_add_leave_del) {
-	.steps = "join1 iommu1 add1 leave1 del1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, join_iommu_leave_add_del) {
-	.steps = "join1 iommu1 leave1 add1 del1",
-};
-
-/* No SET_IOMMU: no DMA. */
-FIXTURE_VARIANT_ADD(coherency, add_join_leave_del) {
-	.steps = "add1 join1 leave1 del1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, join_add_leave_del) {
-	.steps = "join1 add1 leave1 del1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, join_add_del_leave) {
-	.steps = "join1 add1 del1 leave1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, add_only) {
-	.steps = "add1 del1",
-};
-
-/* And again. */
-FIXTURE_VARIANT_ADD(coherency, attached_twice) {
-	.steps = "add1 join1 iommu1 leave1 join1.2 iommu2 leave1 join1.2 iommu2 del1 leave1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, added_twice) {
-	.steps = "join1 iommu1 add1 del1 add1 del1 leave1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, device_closed_while_attached) {
-	.steps = "join1 iommu1 add1 reset leave1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, device_closed_then_attached) {
-	.steps = "add1 reset join1 iommu1 add1 reset",
-};
-
-FIXTURE_VARIANT_ADD(coherency, untracked) {
-	.steps = "join1 iommu1 del1 leave1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, failed_calls) {
-	.steps = "add1 add1 join1 join1.2 iommu2 iommu1 iommu1 Badd1 Bdel1 leave1 leave1 del1 del1",
-};
-
-/* The group's descriptor closed: a tracked file is kept, and stays attached. */
-FIXTURE_VARIANT_ADD(coherency, group_closed_untracked) {
-	.steps = "join1 iommu1 drop1 open1 add1 del1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, group_closed_while_tracked) {
-	.steps = "add1 join1 iommu1 drop1 open1 reset open1 add1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, group_closed_before_attached) {
-	.steps = "add1 drop1 open1 reset open1 join1 add1 iommu1 drop1 reset",
-};
-
-/* Two groups in one container. */
-FIXTURE_VARIANT_ADD(coherency, two_join_then_iommu) {
-	.steps = "add1 add2 join1 join2 iommu1 leave1 leave2 del1 del2",
-};
-
-FIXTURE_VARIANT_ADD(coherency, two_iommu_then_join) {
-	.steps = "add1 add2 join1 iommu1 join2 leave1 leave2 del1 del2",
-};
-
-FIXTURE_VARIANT_ADD(coherency, two_attached_then_added) {
-	.steps = "join1 join2 iommu1 add1 add2 del1 del2 leave1 leave2",
-};
-
-FIXTURE_VARIANT_ADD(coherency, two_first_untracked) {
-	.steps = "add2 join1 iommu1 join2 leave1 leave2",
-};
-
-FIXTURE_VARIANT_ADD(coherency, two_second_untracked) {
-	.steps = "add1 join1 iommu1 join2 leave1 add1 add2 leave2",
-};
-
-FIXTURE_VARIANT_ADD(coherency, two_del_one_of_two) {
-	.steps = "join1 iommu1 join2 add1 add2 del2 add2 del1 leave2 del2",
-};
-
-FIXTURE_VARIANT_ADD(coherency, two_closed_at_once) {
-	.steps = "join1 join2 iommu1 add1 add2 reset leave1 leave2",
-};
-
-FIXTURE_VARIANT_ADD(coherency, two_left_one_by_one) {
-	.steps = "add1 add2 join1 join2 iommu1 leave2 join2 leave1 join1 leave2 leave1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, two_groups_closed) {
-	.steps = "add1 add2 join1 join2 iommu1 drop1 drop2 reset open1 open2",
-};
-
-/* Two groups in two containers. */
-FIXTURE_VARIANT_ADD(coherency, apart_added_first) {
-	.steps = "add1 add2 join1.1 join2.2 iommu1 iommu2 leave1 leave2 del1 del2",
-};
-
-FIXTURE_VARIANT_ADD(coherency, apart_added_last) {
-	.steps = "join1.1 join2.2 iommu2 iommu1 add1 add2 del1 del2",
-};
-
-FIXTURE_VARIANT_ADD(coherency, apart_only_one_iommu) {
-	.steps = "join1.1 join2.2 add1 add2 iommu2 leave1 del2 leave2",
-};
-
-FIXTURE_VARIANT_ADD(coherency, apart_moved) {
-	.steps = "add1 join1 iommu1 add2 join2.2 iommu2 leave2 join2 leave1 join1 leave1 leave2",
-};
-
-FIXTURE_VARIANT_ADD(coherency, apart_del_order) {
-	.steps = "join1.1 iommu1 join2.2 iommu2 add1 add2 del2 del1 add2 add1 reset",
-};
-
-/* Two VMs. */
-FIXTURE_VARIANT_ADD(coherency, vms_one_each) {
-	.steps = "add1 Badd2 join1.1 iommu1 join2.2 iommu2 leave1 leave2 del1 Bdel2",
-};
-
-FIXTURE_VARIANT_ADD(coherency, vms_one_container) {
-	.steps = "add1 Badd2 join1 join2 iommu1 leave1 join1 leave2 leave1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, vms_added_attached) {
-	.steps = "join1 join2 iommu1 add1 Badd2 del1 Bdel2",
-};
-
-FIXTURE_VARIANT_ADD(coherency, vms_handed_over) {
-	.steps = "join1 iommu1 add1 del1 Badd1 Bdel1 add1 reset Badd1 Breset",
-};
-
-FIXTURE_VARIANT_ADD(coherency, vms_exclusive) {
-	.steps = "add1 Badd1 join1 iommu1 Badd1 Bdel1 del1 Badd1 add1 leave1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, vms_only_one_tracks) {
-	.steps = "Badd2 join1 iommu1 join2 leave1 leave2",
-};
-
-FIXTURE_VARIANT_ADD(coherency, vms_device_closed) {
-	.steps = "add1 Badd2 join1 join2 iommu1 reset Breset",
-};
-
-/* With the device open, the group cannot leave; its file lives on in the device's. */
-FIXTURE_VARIANT_ADD(coherency, device_open_then_added) {
-	.steps = "join1 iommu1 getdev1 add1 leave1 del1 putdev1 leave1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, device_open_after_added) {
-	.steps = "add1 getdev1 join1 iommu1 getdev1 leave1 putdev1 leave1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, device_keeps_the_group) {
-	.steps = "join1 iommu1 getdev1 add1 drop1 open1 reset open1 putdev1 open1",
-};
-
-FIXTURE_VARIANT_ADD(coherency, device_and_vm_keep_the_group) {
-	.steps = "join1 iommu1 add1 getdev1 drop1 putdev1 open1 reset open1",
-};
+FIXTURE_VARIANTS(coherency, coherency_variants);
 
 FIXTURE_SETUP(coherency)
 {
@@ -870,20 +739,17 @@ FIXTURE(owed) {
 };
 
 FIXTURE_VARIANT(owed) {
+	const char *name;
 	enum becoming how;
 };
 
-FIXTURE_VARIANT_ADD(owed, by_add) {
-	.how = BY_ADD,
+static const FIXTURE_VARIANT(owed) owed_variants[] = {
+	{ "by_add", BY_ADD },
+	{ "by_set_iommu", BY_IOMMU },
+	{ "by_set_container", BY_JOIN },
 };
 
-FIXTURE_VARIANT_ADD(owed, by_set_iommu) {
-	.how = BY_IOMMU,
-};
-
-FIXTURE_VARIANT_ADD(owed, by_set_container) {
-	.how = BY_JOIN,
-};
+FIXTURE_VARIANTS(owed, owed_variants);
 
 FIXTURE_SETUP(owed)
 {

@@ -33,24 +33,18 @@ FIXTURE(unbind) {
 };
 
 FIXTURE_VARIANT(unbind) {
+	const char *name;
 	enum unbound state;
 };
 
-FIXTURE_VARIANT_ADD(unbind, untracked) {
-	.state = UNBIND_UNTRACKED,
+static const FIXTURE_VARIANT(unbind) unbind_variants[] = {
+	{ "untracked", UNBIND_UNTRACKED },
+	{ "tracked", UNBIND_TRACKED },
+	{ "attached", UNBIND_ATTACHED },
+	{ "device_open", UNBIND_OPEN },
 };
 
-FIXTURE_VARIANT_ADD(unbind, tracked) {
-	.state = UNBIND_TRACKED,
-};
-
-FIXTURE_VARIANT_ADD(unbind, attached) {
-	.state = UNBIND_ATTACHED,
-};
-
-FIXTURE_VARIANT_ADD(unbind, device_open) {
-	.state = UNBIND_OPEN,
-};
+FIXTURE_VARIANTS(unbind, unbind_variants);
 
 FIXTURE_SETUP(unbind)
 {

@@ -179,16 +179,16 @@ FIXTURE(known_attr) {
 };
 
 FIXTURE_VARIANT(known_attr) {
+	const char *name;
 	uint64_t attr;
 };
 
-FIXTURE_VARIANT_ADD(known_attr, file_add) {
-	.attr = KVM_DEV_VFIO_FILE_ADD,
+static const FIXTURE_VARIANT(known_attr) known_attr_variants[] = {
+	{ "file_add", KVM_DEV_VFIO_FILE_ADD },
+	{ "file_del", KVM_DEV_VFIO_FILE_DEL },
 };
 
-FIXTURE_VARIANT_ADD(known_attr, file_del) {
-	.attr = KVM_DEV_VFIO_FILE_DEL,
-};
+FIXTURE_VARIANTS(known_attr, known_attr_variants);
 
 FIXTURE_SETUP(known_attr)
 {
@@ -227,61 +227,27 @@ FIXTURE(unknown_attr) {
 };
 
 FIXTURE_VARIANT(unknown_attr) {
+	const char *name;
 	uint32_t group;
 	uint64_t attr;
 };
 
-FIXTURE_VARIANT_ADD(unknown_attr, group_0) {
-	.group = 0,
-	.attr = KVM_DEV_VFIO_FILE_ADD,
+static const FIXTURE_VARIANT(unknown_attr) unknown_attr_variants[] = {
+	{ "group_0", 0, KVM_DEV_VFIO_FILE_ADD },
+	{ "group_2", 2, KVM_DEV_VFIO_FILE_ADD },
+	{ "group_2_del", 2, KVM_DEV_VFIO_FILE_DEL },
+	{ "group_max", 0xffffffff, KVM_DEV_VFIO_FILE_ADD },
+	{ "attr_0", KVM_DEV_VFIO_FILE, 0 },
+	{ "attr_4", KVM_DEV_VFIO_FILE, 4 },
+	{ "attr_max", KVM_DEV_VFIO_FILE, ~0ULL },
+	/* An attribute has 64 bits. */
+	{ "attr_add_above_32_bits", KVM_DEV_VFIO_FILE, 1ULL << 32 | KVM_DEV_VFIO_FILE_ADD },
+	{ "attr_del_above_32_bits", KVM_DEV_VFIO_FILE, 1ULL << 32 | KVM_DEV_VFIO_FILE_DEL },
+	/* Of ppc64 only. */
+	{ "spapr_tce", KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE },
 };
 
-FIXTURE_VARIANT_ADD(unknown_attr, group_2) {
-	.group = 2,
-	.attr = KVM_DEV_VFIO_FILE_ADD,
-};
-
-FIXTURE_VARIANT_ADD(unknown_attr, group_2_del) {
-	.group = 2,
-	.attr = KVM_DEV_VFIO_FILE_DEL,
-};
-
-FIXTURE_VARIANT_ADD(unknown_attr, group_max) {
-	.group = 0xffffffff,
-	.attr = KVM_DEV_VFIO_FILE_ADD,
-};
-
-FIXTURE_VARIANT_ADD(unknown_attr, attr_0) {
-	.group = KVM_DEV_VFIO_FILE,
-	.attr = 0,
-};
-
-FIXTURE_VARIANT_ADD(unknown_attr, attr_4) {
-	.group = KVM_DEV_VFIO_FILE,
-	.attr = 4,
-};
-
-FIXTURE_VARIANT_ADD(unknown_attr, attr_max) {
-	.group = KVM_DEV_VFIO_FILE,
-	.attr = ~0ULL,
-};
-
-/* An attribute has 64 bits. */
-FIXTURE_VARIANT_ADD(unknown_attr, attr_add_above_32_bits) {
-	.group = KVM_DEV_VFIO_FILE,
-	.attr = 1ULL << 32 | KVM_DEV_VFIO_FILE_ADD,
-};
-
-FIXTURE_VARIANT_ADD(unknown_attr, attr_del_above_32_bits) {
-	.group = KVM_DEV_VFIO_FILE,
-	.attr = 1ULL << 32 | KVM_DEV_VFIO_FILE_DEL,
-};
-
-/* Of ppc64 only. */
-FIXTURE_VARIANT_ADD(unknown_attr, spapr_tce) {
-	.group = KVM_DEV_VFIO_FILE,
-	.attr = KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE,
-};
+FIXTURE_VARIANTS(unknown_attr, unknown_attr_variants);
 
 FIXTURE_SETUP(unknown_attr)
 {
@@ -350,17 +316,22 @@ FIXTURE(bad_addr) {
 };
 
 FIXTURE_VARIANT(bad_addr) {
+	const char *name;
 	enum addr_kind kind;
 };
 
-FIXTURE_VARIANT_ADD(bad_addr, null) { .kind = ADDR_NULL };
-FIXTURE_VARIANT_ADD(bad_addr, one) { .kind = ADDR_ONE };
-FIXTURE_VARIANT_ADD(bad_addr, kernel) { .kind = ADDR_KERNEL };
-FIXTURE_VARIANT_ADD(bad_addr, noncanonical) { .kind = ADDR_NONCANONICAL };
-FIXTURE_VARIANT_ADD(bad_addr, last_byte) { .kind = ADDR_LAST };
-FIXTURE_VARIANT_ADD(bad_addr, unmapped_page) { .kind = ADDR_UNMAPPED };
-FIXTURE_VARIANT_ADD(bad_addr, prot_none_page) { .kind = ADDR_PROT_NONE };
-FIXTURE_VARIANT_ADD(bad_addr, half_across) { .kind = ADDR_HALF };
+static const FIXTURE_VARIANT(bad_addr) bad_addr_variants[] = {
+	{ "null", ADDR_NULL },
+	{ "one", ADDR_ONE },
+	{ "kernel", ADDR_KERNEL },
+	{ "noncanonical", ADDR_NONCANONICAL },
+	{ "last_byte", ADDR_LAST },
+	{ "unmapped_page", ADDR_UNMAPPED },
+	{ "prot_none_page", ADDR_PROT_NONE },
+	{ "half_across", ADDR_HALF },
+};
+
+FIXTURE_VARIANTS(bad_addr, bad_addr_variants);
 
 FIXTURE_SETUP(bad_addr)
 {
@@ -464,28 +435,33 @@ FIXTURE(bad_fd) {
 };
 
 FIXTURE_VARIANT(bad_fd) {
+	const char *name;
 	enum fd_kind kind;
 };
 
-FIXTURE_VARIANT_ADD(bad_fd, minus_one) { .kind = FD_MINUS_ONE };
-FIXTURE_VARIANT_ADD(bad_fd, int_min) { .kind = FD_INT_MIN };
-FIXTURE_VARIANT_ADD(bad_fd, int_max) { .kind = FD_INT_MAX };
-FIXTURE_VARIANT_ADD(bad_fd, closed) { .kind = FD_CLOSED };
-FIXTURE_VARIANT_ADD(bad_fd, beyond_limit) { .kind = FD_BEYOND_LIMIT };
-FIXTURE_VARIANT_ADD(bad_fd, path_only) { .kind = FD_PATH };
-FIXTURE_VARIANT_ADD(bad_fd, regular_file) { .kind = FD_REGULAR };
-FIXTURE_VARIANT_ADD(bad_fd, dev_null) { .kind = FD_DEV_NULL };
-FIXTURE_VARIANT_ADD(bad_fd, directory) { .kind = FD_DIRECTORY };
-FIXTURE_VARIANT_ADD(bad_fd, pipe) { .kind = FD_PIPE };
-FIXTURE_VARIANT_ADD(bad_fd, socket) { .kind = FD_SOCKET };
-FIXTURE_VARIANT_ADD(bad_fd, eventfd) { .kind = FD_EVENTFD };
-FIXTURE_VARIANT_ADD(bad_fd, memfd) { .kind = FD_MEMFD };
-FIXTURE_VARIANT_ADD(bad_fd, dev_kvm) { .kind = FD_KVM };
-FIXTURE_VARIANT_ADD(bad_fd, vm) { .kind = FD_VM };
-FIXTURE_VARIANT_ADD(bad_fd, vcpu) { .kind = FD_VCPU };
-FIXTURE_VARIANT_ADD(bad_fd, the_device_itself) { .kind = FD_ITSELF };
-FIXTURE_VARIANT_ADD(bad_fd, device_of_another_vm) { .kind = FD_OTHER_VFIO_DEV };
-FIXTURE_VARIANT_ADD(bad_fd, vfio_container) { .kind = FD_CONTAINER };
+static const FIXTURE_VARIANT(bad_fd) bad_fd_variants[] = {
+	{ "minus_one", FD_MINUS_ONE },
+	{ "int_min", FD_INT_MIN },
+	{ "int_max", FD_INT_MAX },
+	{ "closed", FD_CLOSED },
+	{ "beyond_limit", FD_BEYOND_LIMIT },
+	{ "path_only", FD_PATH },
+	{ "regular_file", FD_REGULAR },
+	{ "dev_null", FD_DEV_NULL },
+	{ "directory", FD_DIRECTORY },
+	{ "pipe", FD_PIPE },
+	{ "socket", FD_SOCKET },
+	{ "eventfd", FD_EVENTFD },
+	{ "memfd", FD_MEMFD },
+	{ "dev_kvm", FD_KVM },
+	{ "vm", FD_VM },
+	{ "vcpu", FD_VCPU },
+	{ "the_device_itself", FD_ITSELF },
+	{ "device_of_another_vm", FD_OTHER_VFIO_DEV },
+	{ "vfio_container", FD_CONTAINER },
+};
+
+FIXTURE_VARIANTS(bad_fd, bad_fd_variants);
 
 static int closed_fd(void)
 {
@@ -867,69 +843,27 @@ FIXTURE(unchanged) {
 };
 
 FIXTURE_VARIANT(unchanged) {
+	const char *name;
 	enum failing call;
 	int expected;
 };
 
-FIXTURE_VARIANT_ADD(unchanged, add_at_null) {
-	.call = FAIL_ADD_NULL,
-	.expected = -EFAULT,
+static const FIXTURE_VARIANT(unchanged) unchanged_variants[] = {
+	{ "add_at_null", FAIL_ADD_NULL, -EFAULT },
+	{ "add_of_no_file", FAIL_ADD_BADF, -EBADF },
+	{ "add_of_foreign_file", FAIL_ADD_NOT_VFIO, -EINVAL },
+	{ "add_again", FAIL_ADD_AGAIN, -EEXIST },
+	{ "del_at_null", FAIL_DEL_NULL, -EFAULT },
+	{ "del_of_no_file", FAIL_DEL_BADF, -EBADF },
+	{ "del_of_foreign_file", FAIL_DEL_NOT_VFIO, -ENOENT },
+	{ "del_of_untracked", FAIL_DEL_UNTRACKED, -ENOENT },
+	{ "del_of_another_vms", FAIL_DEL_OTHERS, -ENOENT },
+	{ "unknown_group", FAIL_UNKNOWN_GROUP, -ENXIO },
+	{ "unknown_attr", FAIL_UNKNOWN_ATTR, -ENXIO },
+	{ "second_device", FAIL_SECOND_DEVICE, -EBUSY },
 };
 
-FIXTURE_VARIANT_ADD(unchanged, add_of_no_file) {
-	.call = FAIL_ADD_BADF,
-	.expected = -EBADF,
-};
-
-FIXTURE_VARIANT_ADD(unchanged, add_of_foreign_file) {
-	.call = FAIL_ADD_NOT_VFIO,
-	.expected = -EINVAL,
-};
-
-FIXTURE_VARIANT_ADD(unchanged, add_again) {
-	.call = FAIL_ADD_AGAIN,
-	.expected = -EEXIST,
-};
-
-FIXTURE_VARIANT_ADD(unchanged, del_at_null) {
-	.call = FAIL_DEL_NULL,
-	.expected = -EFAULT,
-};
-
-FIXTURE_VARIANT_ADD(unchanged, del_of_no_file) {
-	.call = FAIL_DEL_BADF,
-	.expected = -EBADF,
-};
-
-FIXTURE_VARIANT_ADD(unchanged, del_of_foreign_file) {
-	.call = FAIL_DEL_NOT_VFIO,
-	.expected = -ENOENT,
-};
-
-FIXTURE_VARIANT_ADD(unchanged, del_of_untracked) {
-	.call = FAIL_DEL_UNTRACKED,
-	.expected = -ENOENT,
-};
-
-FIXTURE_VARIANT_ADD(unchanged, del_of_another_vms) {
-	.call = FAIL_DEL_OTHERS,
-	.expected = -ENOENT,
-};
-
-FIXTURE_VARIANT_ADD(unchanged, unknown_group) {
-	.call = FAIL_UNKNOWN_GROUP,
-	.expected = -ENXIO,
-};
-
-FIXTURE_VARIANT_ADD(unchanged, unknown_attr) {
-	.call = FAIL_UNKNOWN_ATTR,
-	.expected = -ENXIO,
-};
-
-FIXTURE_VARIANT_ADD(unchanged, second_device) {
-	.call = FAIL_SECOND_DEVICE,
-	.expected = -EBUSY,
-};
+FIXTURE_VARIANTS(unchanged, unchanged_variants);
 
 FIXTURE_SETUP(unchanged)
 {
@@ -1261,17 +1195,22 @@ FIXTURE(killed) {
 };
 
 FIXTURE_VARIANT(killed) {
+	const char *name;
 	enum step last;
 };
 
-FIXTURE_VARIANT_ADD(killed, after_create) { .last = STEP_VM };
-FIXTURE_VARIANT_ADD(killed, after_open) { .last = STEP_OPEN };
-FIXTURE_VARIANT_ADD(killed, after_add) { .last = STEP_ADD };
-FIXTURE_VARIANT_ADD(killed, after_set_container) { .last = STEP_JOIN };
-FIXTURE_VARIANT_ADD(killed, after_set_iommu) { .last = STEP_IOMMU };
-FIXTURE_VARIANT_ADD(killed, after_run) { .last = STEP_RUN };
-FIXTURE_VARIANT_ADD(killed, after_device_open) { .last = STEP_DEVICE };
-FIXTURE_VARIANT_ADD(killed, after_group_close) { .last = STEP_CLOSE_GROUP };
+static const FIXTURE_VARIANT(killed) killed_variants[] = {
+	{ "after_create", STEP_VM },
+	{ "after_open", STEP_OPEN },
+	{ "after_add", STEP_ADD },
+	{ "after_set_container", STEP_JOIN },
+	{ "after_set_iommu", STEP_IOMMU },
+	{ "after_run", STEP_RUN },
+	{ "after_device_open", STEP_DEVICE },
+	{ "after_group_close", STEP_CLOSE_GROUP },
+};
+
+FIXTURE_VARIANTS(killed, killed_variants);
 
 FIXTURE_SETUP(killed)
 {

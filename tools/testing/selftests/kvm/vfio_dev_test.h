@@ -94,6 +94,25 @@ struct kvm_vfio_file_state {
 #define MAX_CPUS	16
 #define MAX_BOUND	64
 
+/*
+ * FIXTURE_VARIANT_ADD() for each line of a table, in which it has the variant's
+ * name before what is the variant's data.
+ */
+#define FIXTURE_VARIANTS(fixture, table)					\
+	static void __attribute__((constructor)) fixture##_add_variants(void)	\
+	{									\
+		static struct __fixture_variant_metadata all[ARRAY_SIZE(table)];\
+		size_t i;							\
+										\
+		for (i = 0; i < ARRAY_SIZE(table); i++) {			\
+			all[i].name = table[i].name;				\
+			all[i].data = &table[i];				\
+			__register_fixture_variant(&_##fixture##_fixture_object,\
+						   &all[i]);			\
+		}								\
+	}									\
+	static void fixture##_add_variants(void)
+
 /* --- The host --- */
 
 /*

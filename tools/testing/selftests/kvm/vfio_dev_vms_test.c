@@ -473,14 +473,19 @@ FIXTURE(live_update) {
 };
 
 FIXTURE_VARIANT(live_update) {
+	const char *name;
 	bool fails;		/* and so the new one ends */
 	bool killed;
 };
 
-FIXTURE_VARIANT_ADD(live_update, old_closes) { .fails = false, .killed = false };
-FIXTURE_VARIANT_ADD(live_update, old_is_killed) { .fails = false, .killed = true };
-FIXTURE_VARIANT_ADD(live_update, new_closes) { .fails = true, .killed = false };
-FIXTURE_VARIANT_ADD(live_update, new_is_killed) { .fails = true, .killed = true };
+static const FIXTURE_VARIANT(live_update) live_update_variants[] = {
+	{ "old_closes", false, false },
+	{ "old_is_killed", false, true },
+	{ "new_closes", true, false },
+	{ "new_is_killed", true, true },
+};
+
+FIXTURE_VARIANTS(live_update, live_update_variants);
 
 FIXTURE_SETUP(live_update)
 {
