@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The KVM-VFIO pseudo device while its surroundings change.
+ * The KVM-VFIO pseudo device while what it deals with goes away, or all happens at
+ * once.
  *
+ *   killed
+ *	a process is killed between any two steps
  *   unbind
  *	a device is taken away from vfio-pci
  *   stress
@@ -19,8 +22,121 @@
 #include <limits.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
+#include <sys/wait.h>
 
 #include "vfio_dev_test.h"
+
+/* --- A process killed between any two steps --- */
+
+enum step {
+	STEP_VM,
+	STEP_OPEN,
+	STEP_ADD,
+	STEP_JOIN,
+	STEP_IOMMU,
+	STEP_RUN,
+	STEP_DEVICE,
+	STEP_CLOSE_GROUP,
+};
+
+FIXTURE(killed) {
+};
+
+FIXTURE_VARIANT(killed) {
+	const char *name;
+	enum step last;
+};
+
+static const FIXTURE_VARIANT(killed) killed_variants[] = {
+	{ "after_create", STEP_VM },
+	{ "after_open", STEP_OPEN },
+	{ "after_add", STEP_ADD },
+	{ "after_set_container", STEP_JOIN },
+	{ "after_set_iommu", STEP_IOMMU },
+	{ "after_run", STEP_RUN },
+	{ "after_device_open", STEP_DEVICE },
+	{ "after_group_close", STEP_CLOSE_GROUP },
+};
+
+FIXTURE_VARIANTS(killed, killed_variants);
+
+FIXTURE_SETUP(killed)
+{
+	REQUIRE(no_groups(1));
+	if (variant->last >= STEP_RUN)
+		REQUIRE(no_guest);
+	if (variant->last >= STEP_DEVICE)
+		REQUIRE(no_pci(0));
+}
+
+FIXTURE_TEARDOWN(killed)
+{
+}
+
+/* 0, or what went wrong in the step. */
+static int do_step(enum step step, struct vm *vm, int *group, int *container)
+{
+	int ret;
+
+	switch (step) {
+	case STEP_VM:
+		return vm_open(vm);
+	case STEP_OPEN:
+		*group = group_open_soon(0);
+		return *group < 0 ? *group : 0;
+	case STEP_ADD:
+		return dev_add(vm->dev, *group);
+	case STEP_JOIN:
+		*container = container_open();
+		return group_join(*group, *container);
+	case STEP_IOMMU:
+		return set_iommu(*container);
+	case STEP_RUN:
+		ret = vm_add_vcpu(vm, guest_wbinvd_once, sizeof(guest_wbinvd_once));
+		return ret ? ret : vm_wbinvd(vm);
+	case STEP_DEVICE:
+		ret = group_get_device(*group, 0);
+		return ret < 0 ? ret : 0;
+	default:
+		return call(close(*group));
+	}
+}
+
+static void victim(enum step last, int tell)
+{
+	int group = -1, container = -1, ret = 0, step;
+	struct vm vm;
+
+	for (step = STEP_VM; step <= (int)last && !ret; step++)
+		ret = do_step(step, &vm, &group, &container);
+	if (write(tell, &ret, sizeof(ret)) == sizeof(ret))
+		pause();
+	_exit(1);
+}
+
+TEST_F(killed, everything_is_free)
+{
+	int told[2], ret = -1, group, status;
+	struct vm vm;
+	pid_t child;
+
+	ASSERT_EQ(0, pipe(told));
+	child = fork();
+	ASSERT_LE(0, child);
+	if (!child)
+		victim(variant->last, told[1]);
+	ASSERT_EQ(sizeof(ret), (size_t)read(told[0], &ret, sizeof(ret)));
+	EXPECT_EQ(0, ret);
+	kill(child, SIGKILL);
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+
+	group = group_open_soon(0);
+	ASSERT_LE(0, group);
+	ASSERT_EQ(0, vm_open(&vm));
+	EXPECT_EQ(0, dev_add(vm.dev, group));
+	EXPECT_EQ(0, group_attach(group));
+	EXPECT_EQ(0, dev_del(vm.dev, group));
+}
 
 /* --- A device that is taken away from vfio-pci --- */
 
