@@ -21,7 +21,7 @@
 #define _GNU_SOURCE
 #include <sys/wait.h>
 
-#include "vfio_dev_test.h"
+#include "vfio_dev_model.h"
 
 /* --- What headers older than Linux 6.6 do not have --- */
 
@@ -219,156 +219,19 @@ static const char *no_cdev(int nr)
 	REQUIRE(host.no_probe);							\
 } while (0)
 
-/* --- A model, and sequences that the device must follow --- */
-
-/*
- * Two VMs, A and B, and two files: of devices or, with COMPAT, of their groups.
- * Every operation is done for real and in the model; its result and, after it,
- * the flag of both VMs and what the device says of them and of the files must be
- * the model's, and caches must have been written back during it exactly if a VM
- * became non-coherent.
- */
-struct file {
-	int fd;			/* -1: closed */
-	int device;		/* of a group; -1: closed */
-	/* The model: */
-	unsigned int owners;	/* the VMs that track it, a bit each */
-	bool bound;		/* it was given the iommufd */
-	bool attached;
-};
-
-struct world {
-	struct vm vm[2];
-	struct file file[2];
-	bool compat;
-	int iommufd;
-	uint32_t ioas[3];	/* the third has no room for a device */
-};
-
-struct op {
-	int (*run)(struct world *w, const struct op *op, int *expected);
-	int vm;			/* 0 is A, 1 is B */
-	int file;
-	int ioas;
-};
-
-static int world_open(struct world *w, bool compat, int nr_files)
-{
-	int i, ret = 0;
-
-	memset(w, 0, sizeof(*w));
-	w->compat = compat;
-	w->iommufd = iommufd_open();
-	for (i = 0; i < 2; i++) {
-		w->vm[i] = NO_VM;
-		w->file[i] = (struct file){ .fd = -1, .device = -1 };
-	}
-	for (i = 0; i < 3 && !ret; i++)
-		ret = ioas_alloc(w->iommufd, &w->ioas[i]);
-	if (!ret)
-		ret = ioas_spoil(w->iommufd, w->ioas[2]);
-	for (i = 0; i < 2 && !ret; i++)
-		ret = vm_open_guest(&w->vm[i]);
-	for (i = 0; i < nr_files && !ret; i++) {
-		if (!compat)
-			ret = cdev_wait(i);
-		if (!ret)
-			w->file[i].fd = compat ? need_group(i) : cdev_open(i);
-		if (w->file[i].fd < 0)
-			ret = w->file[i].fd;
-	}
-	return ret;
-}
-
-static void world_close(struct world *w)
-{
-	int i;
-
-	for (i = 0; i < 2; i++) {
-		close_fd(&w->file[i].device);
-		close_fd(&w->file[i].fd);
-		vm_close(&w->vm[i]);
-	}
-	close_fd(&w->iommufd);
-}
-
-static bool tracks(const struct file *f, int vm)
-{
-	return f->owners & (1u << vm);
-}
-
-/* The rule that everything here is about. */
-static bool should_be_noncoherent(const struct world *w, int vm)
-{
-	int i;
-
-	for (i = 0; i < 2; i++)
-		if (tracks(&w->file[i], vm) && w->file[i].attached)
-			return host.noncoherent;
-	return false;
-}
+/* --- Files of devices, or with COMPAT of their groups, and an iommufd --- */
 
 /*
  * The last reference to a device's file unbinds it. A group's takes the iommufd
  * away, yet its device lives on.
  */
-static void model_close_if_unused(struct world *w, struct file *f)
+static void file_put(struct world *w, struct file *f)
 {
 	if (f->fd >= 0 || f->owners)
 		return;
 	f->bound = false;
 	if (!w->compat)
 		f->attached = false;
-}
-
-static int run_add(struct world *w, const struct op *op, int *expected)
-{
-	struct file *f = &w->file[op->file];
-
-	if (f->fd < 0)
-		*expected = -EBADF;
-	else if (tracks(f, op->vm))
-		*expected = -EEXIST;
-	else
-		f->owners |= 1u << op->vm;
-	return dev_add(w->vm[op->vm].dev, f->fd);
-}
-
-static int run_del(struct world *w, const struct op *op, int *expected)
-{
-	struct file *f = &w->file[op->file];
-
-	if (f->fd < 0)
-		*expected = -EBADF;
-	else if (!tracks(f, op->vm))
-		*expected = -ENOENT;
-	else
-		f->owners &= ~(1u << op->vm);
-	return dev_del(w->vm[op->vm].dev, f->fd);
-}
-
-/* The KVM device is closed, and a new one made. */
-static int run_reset(struct world *w, const struct op *op, int *expected)
-{
-	struct vm *vm = &w->vm[op->vm];
-	int i;
-
-	close_fd(&vm->dev);
-	for (i = 0; i < 2; i++) {
-		w->file[i].owners &= ~(1u << op->vm);
-		model_close_if_unused(w, &w->file[i]);
-	}
-	vm->dev = create_device(vm->fd, 0);
-	return vm->dev < 0 ? vm->dev : 0;
-}
-
-static int run_close(struct world *w, const struct op *op, int *expected)
-{
-	struct file *f = &w->file[op->file];
-
-	close_fd(&f->fd);
-	model_close_if_unused(w, f);
-	return 0;
 }
 
 /*
@@ -417,7 +280,7 @@ static int run_attach(struct world *w, const struct op *op, int *expected)
 
 	if (model_is_bound(f, expected))
 		f->attached = true;
-	return cdev_attach(f->fd, w->ioas[op->ioas]);
+	return cdev_attach(f->fd, w->ioas[op->place]);
 }
 
 static int run_detach(struct world *w, const struct op *op, int *expected)
@@ -456,7 +319,7 @@ static int run_fault(struct world *w, const struct op *op, int *expected)
 
 	if (model_is_bound(f, expected))
 		*expected = -EFAULT;
-	return cdev_attach_in_vain(f->fd, w->ioas[op->ioas]);
+	return cdev_attach_in_vain(f->fd, w->ioas[op->place]);
 }
 
 /* Out of the iommufd's container; an open device stays attached, though. */
@@ -494,13 +357,10 @@ static int run_putdev(struct world *w, const struct op *op, int *expected)
 	return 0;
 }
 
-static const struct {
-	const char *name;
-	int (*run)(struct world *w, const struct op *op, int *expected);
-} known_ops[] = {
-	{ "add", run_add },
-	{ "del", run_del },
-	{ "reset", run_reset },
+static const struct op_kind kinds[] = {
+	{ "add", run_add, .of_vm = true },
+	{ "del", run_del, .of_vm = true },
+	{ "reset", run_reset, .of_vm = true },
 	{ "close", run_close },
 	{ "open", run_open },
 	{ "bind", run_bind },
@@ -512,79 +372,28 @@ static const struct {
 	{ "leave", run_leave },
 	{ "getdev", run_getdev },
 	{ "putdev", run_putdev },
+	{}
 };
 
-/*
- * "add1" file 1 for VM A, "Bdel2" file 2 for VM B, "attach2.1" file 2 to IOAS 1
- * ("attach2" is "attach2.1"), "Breset" the KVM device of VM B.
- */
-static int parse_op(const char *word, struct op *op)
+static int world_open(struct world *w, bool compat, int nr_files)
 {
-	size_t i, size;
+	int i, ret = world_init(w, kinds, file_put);
 
-	memset(op, 0, sizeof(*op));
-	if (*word == 'B') {
-		op->vm = 1;
-		word++;
+	w->compat = compat;
+	w->iommufd = iommufd_open();
+	for (i = 0; i < 3 && !ret; i++)
+		ret = ioas_alloc(w->iommufd, &w->ioas[i]);
+	if (!ret)
+		ret = ioas_spoil(w->iommufd, w->ioas[2]);
+	for (i = 0; i < nr_files && !ret; i++) {
+		if (!compat)
+			ret = cdev_wait(i);
+		if (!ret)
+			w->file[i].fd = compat ? need_group(i) : cdev_open(i);
+		if (w->file[i].fd < 0)
+			ret = w->file[i].fd;
 	}
-	for (i = 0; i < ARRAY_SIZE(known_ops); i++) {
-		size = strlen(known_ops[i].name);
-		if (strncmp(word, known_ops[i].name, size))
-			continue;
-		op->run = known_ops[i].run;
-		if (word[size])
-			op->file = word[size] - '1';
-		if (word[size] && word[size + 1] == '.')
-			op->ioas = word[size + 2] - '1';
-		return 0;
-	}
-	return -EINVAL;
-}
-
-static void expect_noncoherent(const struct world *w, bool *expected)
-{
-	int i;
-
-	for (i = 0; i < 2; i++)
-		expected[i] = should_be_noncoherent(w, i);
-}
-
-/* What the device says of a VM and of both files agrees with the model. */
-static bool state_agrees(const struct world *w, int vm)
-{
-	int i, files = 0, noncoherent = 0, expected;
-
-	for (i = 0; i < 2; i++) {
-		const struct file *f = &w->file[i];
-
-		files += tracks(f, vm);
-		if (!tracks(f, vm))
-			expected = -ENOENT;
-		else
-			expected = f->attached ? attached_state() : KVM_VFIO_FILE_NOT_ATTACHED;
-		noncoherent += expected == KVM_VFIO_FILE_NOT_ENFORCED;
-		if (f->fd >= 0 && !file_state_is(&w->vm[vm], f->fd, expected))
-			return false;
-	}
-	return vm_state_is(&w->vm[vm], files, noncoherent);
-}
-
-/* A VM of which the device says anything else has that instead of a flag. */
-#define STATE_DISAGREES	(-EUCLEAN)
-
-static void observe(struct world *w, const struct op *op, struct outcome *o)
-{
-	bool expected[2];
-	int i;
-
-	expect_noncoherent(w, expected);
-	outcome_before(o, w->vm, expected);
-	o->result = op->run(w, op, &o->expected_result);
-	expect_noncoherent(w, expected);
-	outcome_after(o, w->vm, expected);
-	for (i = 0; i < 2; i++)
-		if (!state_agrees(w, i))
-			o->flag[i] = STATE_DISAGREES;
+	return ret;
 }
 
 /* --- Files of devices --- */
@@ -688,41 +497,33 @@ FIXTURE_TEARDOWN(cdev_walk)
 }
 
 /* What changes something, more often than what only could. */
-static const char *random_op(uint32_t *state, struct op *op)
-{
-	static const char * const often[] = {
-		"add", "add", "add", "del", "del", "bind", "bind", "bind", "attach", "attach",
-		"attach", "attach", "detach", "detach", "nowhere", "noroom", "fault", "close",
-		"open", "open", "open", "reset",
-	};
-	const char *name = often[next_random(state) % ARRAY_SIZE(often)];
-
-	parse_op(name, op);
-	op->vm = next_random(state) % 2;
-	op->file = next_random(state) % 2;
-	op->ioas = next_random(state) % 2;
-	return name;
-}
+static const char * const often[] = {
+	"add", "add", "add", "del", "del", "bind", "bind", "bind", "attach", "attach",
+	"attach", "attach", "detach", "detach", "nowhere", "noroom", "fault", "close",
+	"open", "open", "open", "reset",
+};
 
 TEST_F_TIMEOUT(cdev_walk, result_flag_and_flush, 240)
 {
-	const char *seed = getenv("VFIO_DEV_TEST_SEED"), *name;
+	const char *seed = getenv("VFIO_DEV_TEST_SEED");
 	uint32_t state = seed ? atoi(seed) : 1;
 	struct outcome o;
+	char text[32];
 	struct op op;
 	int i;
 
 	for (i = 0; i < 400; i++) {
-		name = random_op(&state, &op);
+		random_op(&self->world, often, ARRAY_SIZE(often), &state, &op);
 		observe(&self->world, &op, &o);
+		print_op(&op, text, sizeof(text));
 		ASSERT_EQ(o.expected_result, o.result)
-			TH_LOG("result of step %d, %s%d", i, name, op.file + 1);
+			TH_LOG("result of step %d, %s", i, text);
 		ASSERT_EQ(o.expected_flag[0], o.flag[0])
-			TH_LOG("VM A after step %d, %s%d", i, name, op.file + 1);
+			TH_LOG("VM A after step %d, %s", i, text);
 		ASSERT_EQ(o.expected_flag[1], o.flag[1])
-			TH_LOG("VM B after step %d, %s%d", i, name, op.file + 1);
+			TH_LOG("VM B after step %d, %s", i, text);
 		ASSERT_EQ(o.flush_owed, o.flushed)
-			TH_LOG("during step %d, %s%d", i, name, op.file + 1);
+			TH_LOG("during step %d, %s", i, text);
 	}
 }
 
@@ -1179,7 +980,7 @@ static void victim(const char *steps, bool compat, int tell)
 	struct op op;
 
 	while (!ret && next_word(&steps, word, sizeof(word))) {
-		ret = parse_op(word, &op);
+		ret = parse_op(&w, word, &op);
 		if (!ret) {
 			observe(&w, &op, &o);
 			ret = o.result;

@@ -15,313 +15,148 @@
  */
 #define _GNU_SOURCE
 
-#include "vfio_dev_test.h"
+#include "vfio_dev_model.h"
 
-/* --- Coherency: a model, and sequences that the device must follow --- */
+/* --- Groups, in two containers --- */
 
-/*
- * Two VMs, A and B, two groups and two containers. Every operation is done for
- * real and in the model; its result and, after it, the flag of both VMs must be
- * the model's.
- */
-enum op_kind { OP_ADD, OP_DEL, OP_RESET, OP_JOIN, OP_LEAVE, OP_IOMMU, OP_DROP, OP_OPEN,
-	       OP_GETDEV, OP_PUTDEV };
-
-struct op {
-	enum op_kind kind;
-	int vm;			/* 0 is A, 1 is B */
-	int group;
-	int container;
-};
-
-struct world {
-	struct vm vm[2];
-	int group[2];		/* -1: closed */
-	int device[2];		/* of the group; -1: closed */
-	int container[2];
-	/* The model: */
-	unsigned int owners[2];	/* the VMs that track the group, a bit each */
-	int member[2];		/* the container the group is in, or -1 */
-	bool iommu[2];		/* VFIO_SET_IOMMU was done in the container */
-};
-
-static bool tracks(const struct world *w, int group, int vm)
+static void model_leave(struct world *w, struct file *f)
 {
-	return w->owners[group] & (1u << vm);
+	struct file *other = &w->file[f == &w->file[0]];
+	int container = f->container;
+
+	f->container = -1;
+	f->attached = false;
+	/* The last group takes the IOMMU with it. */
+	if (other->container != container)
+		w->iommu[container] = false;
 }
+
+static bool group_is_open(const struct file *f)
+{
+	return f->fd >= 0 || f->device >= 0 || f->owners;
+}
+
+static void group_put(struct world *w, struct file *f)
+{
+	if (!group_is_open(f) && f->container >= 0)
+		model_leave(w, f);
+}
+
+static int run_join(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+
+	if (f->fd < 0) {
+		*expected = -EBADF;
+	} else if (f->container >= 0) {
+		*expected = -EINVAL;
+	} else {
+		f->container = op->place;
+		f->attached = w->iommu[op->place];
+	}
+	return group_join(f->fd, w->container[op->place]);
+}
+
+static int run_leave(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+
+	if (f->fd < 0)
+		*expected = -EBADF;
+	else if (f->container < 0)
+		*expected = -EINVAL;
+	else if (f->device >= 0)
+		*expected = -EBUSY;
+	else
+		model_leave(w, f);
+	return group_leave(f->fd);
+}
+
+static int run_iommu(struct world *w, const struct op *op, int *expected)
+{
+	bool can = false;
+	int i;
+
+	for (i = 0; i < 2 && !w->iommu[op->place]; i++) {
+		if (w->file[i].container != op->place)
+			continue;
+		w->file[i].attached = true;
+		can = true;
+	}
+	if (can)
+		w->iommu[op->place] = true;
+	else
+		*expected = -EINVAL;
+	return set_iommu(w->container[op->place]);
+}
+
+static int run_open(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+	int fd;
+
+	*expected = group_is_open(f) ? -EBUSY : 0;
+	fd = group_open(op->file);
+	if (fd < 0)
+		return fd;
+	f->fd = fd;
+	return 0;
+}
+
+static int run_getdev(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+	int fd;
+
+	*expected = f->fd < 0 ? -EBADF : f->attached ? 0 : -EINVAL;
+	fd = group_get_device(f->fd, op->file);
+	if (fd < 0)
+		return fd;
+	f->device = fd;
+	return 0;
+}
+
+static int run_putdev(struct world *w, const struct op *op, int *expected)
+{
+	struct file *f = &w->file[op->file];
+
+	close_fd(&f->device);
+	group_put(w, f);
+	return 0;
+}
+
+static const struct op_kind kinds[] = {
+	{ "add", run_add, .of_vm = true },
+	{ "del", run_del, .of_vm = true },
+	{ "reset", run_reset, .of_vm = true },
+	{ "join", run_join },
+	{ "leave", run_leave },
+	{ "iommu", run_iommu, .of_place = true },
+	{ "drop", run_close },
+	{ "open", run_open },
+	{ "getdev", run_getdev },
+	{ "putdev", run_putdev },
+	{}
+};
 
 static int world_open(struct world *w, int nr_groups)
 {
-	int i, ret = 0;
+	int i, ret = world_init(w, kinds, group_put);
 
-	for (i = 0; i < 2; i++) {
-		w->vm[i] = NO_VM;
-		w->group[i] = -1;
-		w->device[i] = -1;
-		w->owners[i] = 0;
-		w->member[i] = -1;
+	for (i = 0; i < 2 && !ret; i++) {
 		w->container[i] = container_open();
-		w->iommu[i] = false;
+		if (w->container[i] < 0)
+			ret = w->container[i];
 	}
-	for (i = 0; i < 2 && !ret; i++)
-		ret = vm_open_guest(&w->vm[i]);
 	for (i = 0; i < nr_groups && !ret; i++) {
-		w->group[i] = need_group(i);
-		ret = w->group[i] < 0 ? w->group[i] : 0;
+		w->file[i].fd = need_group(i);
+		if (w->file[i].fd < 0)
+			ret = w->file[i].fd;
 	}
 	return ret;
 }
 
-static void world_close(struct world *w)
-{
-	int i;
-
-	for (i = 0; i < 2; i++) {
-		close_fd(&w->device[i]);
-		close_fd(&w->group[i]);
-		close_fd(&w->container[i]);
-		vm_close(&w->vm[i]);
-	}
-}
-
-static bool file_is_open(const struct world *w, int group)
-{
-	return w->group[group] >= 0 || w->device[group] >= 0 || w->owners[group];
-}
-
-static bool is_attached(const struct world *w, int group)
-{
-	return w->member[group] >= 0 && w->iommu[w->member[group]];
-}
-
-/* The rule that everything here is about. */
-static bool should_be_noncoherent(const struct world *w, int vm)
-{
-	int i;
-
-	for (i = 0; i < 2; i++)
-		if (tracks(w, i, vm) && is_attached(w, i))
-			return host.noncoherent;
-	return false;
-}
-
-static void model_leave(struct world *w, int group)
-{
-	int container = w->member[group];
-
-	w->member[group] = -1;
-	/* The last group takes the IOMMU with it. */
-	if (w->member[!group] != container)
-		w->iommu[container] = false;
-}
-
-static void model_close_if_unused(struct world *w, int group)
-{
-	if (!file_is_open(w, group) && w->member[group] >= 0)
-		model_leave(w, group);
-}
-
-static int model_add(struct world *w, const struct op *op)
-{
-	if (w->group[op->group] < 0)
-		return -EBADF;
-	if (tracks(w, op->group, op->vm))
-		return -EEXIST;
-	w->owners[op->group] |= 1u << op->vm;
-	return 0;
-}
-
-static int model_del(struct world *w, const struct op *op)
-{
-	if (w->group[op->group] < 0)
-		return -EBADF;
-	if (!tracks(w, op->group, op->vm))
-		return -ENOENT;
-	w->owners[op->group] &= ~(1u << op->vm);
-	return 0;
-}
-
-static int model_join(struct world *w, const struct op *op)
-{
-	if (w->group[op->group] < 0)
-		return -EBADF;
-	if (w->member[op->group] >= 0)
-		return -EINVAL;
-	w->member[op->group] = op->container;
-	return 0;
-}
-
-static int model_leave_op(struct world *w, const struct op *op)
-{
-	if (w->group[op->group] < 0)
-		return -EBADF;
-	if (w->member[op->group] < 0)
-		return -EINVAL;
-	if (w->device[op->group] >= 0)
-		return -EBUSY;
-	model_leave(w, op->group);
-	return 0;
-}
-
-static int model_iommu(struct world *w, const struct op *op)
-{
-	if (w->iommu[op->container] ||
-	    (w->member[0] != op->container && w->member[1] != op->container))
-		return -EINVAL;
-	w->iommu[op->container] = true;
-	return 0;
-}
-
-/* Descriptors are real, so closing and opening one changes the model with it. */
-static int do_drop(struct world *w, int group)
-{
-	close_fd(&w->group[group]);
-	model_close_if_unused(w, group);
-	return 0;
-}
-
-static int do_open(struct world *w, int group, int *expected)
-{
-	int fd;
-
-	*expected = file_is_open(w, group) ? -EBUSY : 0;
-	fd = group_open(group);
-	if (fd < 0)
-		return fd;
-	w->group[group] = fd;
-	return 0;
-}
-
-static int do_getdev(struct world *w, int group, int *expected)
-{
-	int fd;
-
-	*expected = w->group[group] < 0 ? -EBADF : is_attached(w, group) ? 0 : -EINVAL;
-	fd = group_get_device(w->group[group], group);
-	if (fd < 0)
-		return fd;
-	w->device[group] = fd;
-	return 0;
-}
-
-static int do_putdev(struct world *w, int group)
-{
-	close_fd(&w->device[group]);
-	model_close_if_unused(w, group);
-	return 0;
-}
-
-/* The KVM device is closed, and a new one made. */
-static int do_reset(struct world *w, int vm)
-{
-	int i;
-
-	close_fd(&w->vm[vm].dev);
-	for (i = 0; i < 2; i++) {
-		w->owners[i] &= ~(1u << vm);
-		model_close_if_unused(w, i);
-	}
-	w->vm[vm].dev = create_device(w->vm[vm].fd, 0);
-	return w->vm[vm].dev < 0 ? w->vm[vm].dev : 0;
-}
-
-/* Returns what the system call did, and in EXPECTED what it had to do. */
-static int do_op(struct world *w, const struct op *op, int *expected)
-{
-	*expected = 0;
-	switch (op->kind) {
-	case OP_ADD:
-		*expected = model_add(w, op);
-		return dev_add(w->vm[op->vm].dev, w->group[op->group]);
-	case OP_DEL:
-		*expected = model_del(w, op);
-		return dev_del(w->vm[op->vm].dev, w->group[op->group]);
-	case OP_JOIN:
-		*expected = model_join(w, op);
-		return group_join(w->group[op->group], w->container[op->container]);
-	case OP_LEAVE:
-		*expected = model_leave_op(w, op);
-		return group_leave(w->group[op->group]);
-	case OP_IOMMU:
-		*expected = model_iommu(w, op);
-		return set_iommu(w->container[op->container]);
-	case OP_RESET:
-		return do_reset(w, op->vm);
-	case OP_DROP:
-		return do_drop(w, op->group);
-	case OP_OPEN:
-		return do_open(w, op->group, expected);
-	case OP_GETDEV:
-		return do_getdev(w, op->group, expected);
-	case OP_PUTDEV:
-		return do_putdev(w, op->group);
-	}
-	return -EINVAL;
-}
-
-static const char * const op_name[] = {
-	[OP_ADD] = "add", [OP_DEL] = "del", [OP_RESET] = "reset", [OP_JOIN] = "join",
-	[OP_LEAVE] = "leave", [OP_IOMMU] = "iommu", [OP_DROP] = "drop", [OP_OPEN] = "open",
-	[OP_GETDEV] = "getdev", [OP_PUTDEV] = "putdev",
-};
-
-/*
- * "add1" group 1 for VM A, "Bdel2" group 2 for VM B, "join2.1" group 2 into
- * container 1 ("join1" is "join1.1"), "leave1", "iommu2" VFIO_SET_IOMMU in
- * container 2, "drop1" and "open1" the group's descriptor, "getdev1" and
- * "putdev1" the descriptor of its device, "reset" and "Breset" the KVM device.
- */
-static int parse_op(const char *word, struct op *op)
-{
-	size_t i, size;
-
-	memset(op, 0, sizeof(*op));
-	if (*word == 'B') {
-		op->vm = 1;
-		word++;
-	}
-	for (i = 0; i < ARRAY_SIZE(op_name); i++) {
-		size = strlen(op_name[i]);
-		if (strncmp(word, op_name[i], size))
-			continue;
-		op->kind = i;
-		if (word[size])
-			op->group = word[size] - '1';
-		if (op->kind == OP_IOMMU)
-			op->container = op->group;
-		else if (word[size] && word[size + 1] == '.')
-			op->container = word[size + 2] - '1';
-		return 0;
-	}
-	return -EINVAL;
-}
-
-static void print_op(const struct op *op, char *text, size_t size)
-{
-	bool of_vm = op->kind <= OP_RESET;
-
-	snprintf(text, size, "%s%s%d.%d", of_vm && op->vm ? "B" : "", op_name[op->kind],
-		 (op->kind == OP_IOMMU ? op->container : op->group) + 1, op->container + 1);
-}
-
-static void expect_noncoherent(const struct world *w, bool *expected)
-{
-	int i;
-
-	for (i = 0; i < 2; i++)
-		expected[i] = should_be_noncoherent(w, i);
-}
-
-static void observe(struct world *w, const struct op *op, struct outcome *o)
-{
-	bool expected[2];
-
-	expect_noncoherent(w, expected);
-	outcome_before(o, w->vm, expected);
-	o->result = do_op(w, op, &o->expected_result);
-	expect_noncoherent(w, expected);
-	outcome_after(o, w->vm, expected);
-}
+/* --- Sequences that the device must follow --- */
 
 FIXTURE(coherency) {
 	struct world world;
@@ -425,33 +260,7 @@ TEST_F(coherency, flush_is_paid)
 	FOLLOW(&self->world, variant->steps, true);
 }
 
-/* What the device says agrees with the model, and all its ways to say it do. */
-static bool state_agrees(struct world *w, int vm)
-{
-	int dev = w->vm[vm].dev, i, files = 0, noncoherent = 0, expected;
-	struct kvm_vfio_vm_state state;
-
-	for (i = 0; i < 2; i++) {
-		files += tracks(w, i, vm);
-		if (!tracks(w, i, vm))
-			expected = -ENOENT;
-		else if (!is_attached(w, i))
-			expected = KVM_VFIO_FILE_NOT_ATTACHED;
-		else
-			expected = host.noncoherent ? KVM_VFIO_FILE_NOT_ENFORCED :
-				KVM_VFIO_FILE_ENFORCED;
-		noncoherent += expected == KVM_VFIO_FILE_NOT_ENFORCED;
-		if (w->group[i] >= 0 && get_file_state(dev, w->group[i]) != expected)
-			return false;
-	}
-	return !get_vm_state(dev, &state) && state.files == (uint32_t)files &&
-		state.noncoherent_files == (uint32_t)noncoherent &&
-		state.noncoherent == !!noncoherent && !state.pad &&
-		fdinfo_number(dev, "noncoherent") == !!noncoherent &&
-		fdinfo_number(dev, "files") == files &&
-		fdinfo_number(dev, "noncoherent_files") == noncoherent;
-}
-
+/* All ways in which the device says it. */
 TEST_F(coherency, state_agrees)
 {
 	const char *rest = variant->steps;
@@ -461,8 +270,8 @@ TEST_F(coherency, state_agrees)
 
 	REQUIRE(no_state(&self->world.vm[0]));
 	while (next_word(&rest, word, sizeof(word))) {
-		ASSERT_EQ(0, parse_op(word, &op));
-		do_op(&self->world, &op, &expected);
+		ASSERT_EQ(0, parse_op(&self->world, word, &op));
+		op.kind->run(&self->world, &op, &expected);
 		for (i = 0; i < 2; i++)
 			EXPECT_TRUE(state_agrees(&self->world, i))
 				TH_LOG("VM %c after %s in \"%s\"", 'A' + i, word, variant->steps);
@@ -488,18 +297,10 @@ FIXTURE_TEARDOWN(walk)
 }
 
 /* What changes something, more often than what only could. */
-static void random_op(uint32_t *state, struct op *op)
-{
-	static const enum op_kind often[] = {
-		OP_ADD, OP_ADD, OP_ADD, OP_DEL, OP_DEL, OP_JOIN, OP_JOIN, OP_JOIN, OP_LEAVE,
-		OP_LEAVE, OP_IOMMU, OP_IOMMU, OP_IOMMU, OP_OPEN, OP_OPEN, OP_DROP, OP_RESET,
-	};
-
-	op->kind = often[next_random(state) % ARRAY_SIZE(often)];
-	op->vm = next_random(state) % 2;
-	op->group = next_random(state) % 2;
-	op->container = next_random(state) % 2;
-}
+static const char * const often[] = {
+	"add", "add", "add", "del", "del", "join", "join", "join", "leave", "leave",
+	"iommu", "iommu", "iommu", "open", "open", "drop", "reset",
+};
 
 #define WALK_STEPS	500
 
@@ -513,7 +314,7 @@ TEST_F_TIMEOUT(walk, result_and_flag, 120)
 	int i;
 
 	for (i = 0; i < WALK_STEPS; i++) {
-		random_op(&state, &op);
+		random_op(&self->world, often, ARRAY_SIZE(often), &state, &op);
 		observe(&self->world, &op, &o);
 		print_op(&op, text, sizeof(text));
 		ASSERT_EQ(o.expected_result, o.result)
@@ -535,7 +336,7 @@ TEST_F_TIMEOUT(walk, flush, 120)
 	int i;
 
 	for (i = 0; i < WALK_STEPS; i++) {
-		random_op(&state, &op);
+		random_op(&self->world, often, ARRAY_SIZE(often), &state, &op);
 		observe(&self->world, &op, &o);
 		print_op(&op, text, sizeof(text));
 		ASSERT_EQ(o.flush_owed, o.flushed)
@@ -553,9 +354,10 @@ TEST_F_TIMEOUT(walk, state, 120)
 
 	REQUIRE(no_state(&self->world.vm[0]));
 	for (i = 0; i < 2 * WALK_STEPS; i++) {
-		random_op(&state, &op);
+		random_op(&self->world, often, ARRAY_SIZE(often), &state, &op);
 		print_op(&op, text, sizeof(text));
-		ret = do_op(&self->world, &op, &expected);
+		expected = 0;
+		ret = op.kind->run(&self->world, &op, &expected);
 		ASSERT_EQ(expected, ret);
 		ASSERT_TRUE(state_agrees(&self->world, 0) && state_agrees(&self->world, 1))
 			TH_LOG("after step %d, %s", i, text);
