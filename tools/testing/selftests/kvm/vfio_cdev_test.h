@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the tests of the KVM-VFIO pseudo device with devices' files share: iommufd,
+ * and the files.
+ */
+#ifndef SELFTEST_KVM_VFIO_CDEV_TEST_H
+#define SELFTEST_KVM_VFIO_CDEV_TEST_H
+
+#include "vfio_dev_test.h"
+
+/* --- What headers older than Linux 6.6 do not have --- */
+
+#ifndef VFIO_DEVICE_BIND_IOMMUFD
+#define VFIO_DEVICE_BIND_IOMMUFD	_IO(VFIO_TYPE, VFIO_BASE + 18)
+#define VFIO_DEVICE_ATTACH_IOMMUFD_PT	_IO(VFIO_TYPE, VFIO_BASE + 19)
+#define VFIO_DEVICE_DETACH_IOMMUFD_PT	_IO(VFIO_TYPE, VFIO_BASE + 20)
+#endif
+
+#ifndef IOMMUFD_TYPE
+#define IOMMUFD_TYPE	(';')
+#define IOMMU_IOAS_ALLOC	_IO(IOMMUFD_TYPE, 0x81)
+#define IOMMU_IOAS_MAP	_IO(IOMMUFD_TYPE, 0x85)
+#endif
+
+struct bind_iommufd {
+	uint32_t argsz;
+	uint32_t flags;
+	int32_t iommufd;
+	uint32_t out_devid;
+};
+
+struct attach_pt {
+	uint32_t argsz;
+	uint32_t flags;
+	uint32_t pt_id;
+};
+
+struct detach_pt {
+	uint32_t argsz;
+	uint32_t flags;
+};
+
+struct ioas_alloc {
+	uint32_t size;
+	uint32_t flags;
+	uint32_t out_ioas_id;
+};
+
+struct ioas_map {
+	uint32_t size;
+	uint32_t flags;		/* 7: at this address, writable, readable */
+	uint32_t ioas_id;
+	uint32_t reserved;
+	uint64_t user_va;
+	uint64_t length;
+	uint64_t iova;
+};
+
+/* --- iommufd, and the files of devices --- */
+
+static inline int iommufd_open(void)
+{
+	return call(open("/dev/iommu", O_RDWR | O_CLOEXEC));
+}
+
+static inline int ioas_alloc(int iommufd, uint32_t *id)
+{
+	struct ioas_alloc arg = { .size = sizeof(arg) };
+	int ret = call(ioctl(iommufd, IOMMU_IOAS_ALLOC, &arg));
+
+	*id = arg.out_ioas_id;
+	return ret;
+}
+
+/* No x86 device can be attached to this: its interrupts go to that address. */
+static inline int ioas_spoil(int iommufd, uint32_t id)
+{
+	struct ioas_map arg = {
+		.size = sizeof(arg),
+		.flags = 7,
+		.ioas_id = id,
+		.length = 4096,
+		.iova = 0xfee00000,
+	};
+	void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			  -1, 0);
+
+	if (page == MAP_FAILED)
+		return -errno;
+	arg.user_va = (uintptr_t)page;
+	return call(ioctl(iommufd, IOMMU_IOAS_MAP, &arg));
+}
+
+/* "/dev/vfio/devices/vfioN" of a PCI device. */
+static inline int cdev_path(int i, char *path, size_t size)
+{
+	struct dirent *entry;
+	int ret = -ENOENT;
+	char sys[128];
+	DIR *dir;
+
+	snprintf(sys, sizeof(sys), "/sys/bus/pci/devices/%.31s/vfio-dev", host.bdf[i]);
+	dir = opendir(sys);
+	while (dir && ret && (entry = readdir(dir))) {
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(path, size, "/dev/vfio/devices/%.31s", entry->d_name);
+		ret = access(path, F_OK) ? -ENOENT : 0;
+	}
+	if (dir)
+		closedir(dir);
+	return ret;
+}
+
+static inline int cdev_open(int i)
+{
+	char path[64];
+	int ret = cdev_path(i, path, sizeof(path));
+
+	return ret ? ret : call(open(path, O_RDWR | O_CLOEXEC));
+}
+
+static inline int cdev_bind(int fd, int iommufd)
+{
+	struct bind_iommufd arg = { .argsz = sizeof(arg), .iommufd = iommufd };
+
+	return call(ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, &arg));
+}
+
+static inline int cdev_attach(int fd, uint32_t ioas)
+{
+	struct attach_pt arg = { .argsz = sizeof(arg), .pt_id = ioas };
+
+	return call(ioctl(fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &arg));
+}
+
+/* It could not be told what it is attached to: EFAULT, and nothing happens. */
+static inline int cdev_attach_in_vain(int fd, uint32_t ioas)
+{
+	struct attach_pt *arg;
+	int ret;
+
+	arg = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (arg == MAP_FAILED)
+		return -errno;
+	*arg = (struct attach_pt){ .argsz = sizeof(*arg), .pt_id = ioas };
+	mprotect(arg, 4096, PROT_READ);
+	ret = call(ioctl(fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, arg));
+	munmap(arg, 4096);
+	return ret;
+}
+
+static inline int cdev_detach(int fd)
+{
+	struct detach_pt arg = { .argsz = sizeof(arg) };
+
+	return call(ioctl(fd, VFIO_DEVICE_DETACH_IOMMUFD_PT, &arg));
+}
+
+/*
+ * The device is nobody's. The last reference to a file that another test used
+ * may be put a moment after its end.
+ */
+static inline int cdev_wait(int i)
+{
+	int iommufd = iommufd_open(), ret = -EBUSY, tries, fd;
+
+	for (tries = 0; tries < 200 && ret; tries++) {
+		if (tries)
+			sleep_ms(10);
+		fd = cdev_open(i);
+		ret = fd < 0 ? fd : cdev_bind(fd, iommufd);
+		close(fd);
+	}
+	close(iommufd);
+	return ret;
+}
+
+/* --- What the host has of that --- */
+
+static inline const char *no_iommufd(void)
+{
+	return access("/dev/iommu", F_OK) ? "the kernel has no /dev/iommu (CONFIG_IOMMUFD)" : "";
+}
+
+static inline const char *no_cdev(int nr)
+{
+	char path[64];
+	int i;
+
+	for (i = 0; i < nr; i++)
+		if (cdev_path(i, path, sizeof(path)))
+			return "the kernel has no /dev/vfio/devices (CONFIG_VFIO_DEVICE_CDEV)";
+	return "";
+}
+
+/* What the kernel lacks is a better reason than what the machine lacks. */
+#define REQUIRE_IOMMUFD(nr) do {						\
+	const int devices = (nr);						\
+										\
+	REQUIRE(no_iommufd());							\
+	REQUIRE(no_groups(devices));						\
+	REQUIRE(no_pci(devices - 1));						\
+	REQUIRE(host.no_probe);							\
+} while (0)
+
+#endif /* SELFTEST_KVM_VFIO_CDEV_TEST_H */
