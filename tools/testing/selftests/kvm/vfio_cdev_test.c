@@ -256,7 +256,7 @@ static const FIXTURE_VARIANT(cdev) cdev_variants[] = {
 	{ "vms_closed", "add1 Badd2 bind1 bind2 attach2.2 attach1.2 close1 close2 reset Breset" },
 };
 
-FIXTURE_VARIANTS(cdev, cdev_variants);
+FIXTURE_VARIANTS(cdev);
 
 FIXTURE_SETUP(cdev)
 {
@@ -360,7 +360,7 @@ static const FIXTURE_VARIANT(compat) compat_variants[] = {
 	{ "vms_handed_over", "bind1 getdev1 add1 Badd1 del1 Badd1 Breset add1 putdev1" },
 };
 
-FIXTURE_VARIANTS(compat, compat_variants);
+FIXTURE_VARIANTS(compat);
 
 FIXTURE_SETUP(compat)
 {
@@ -403,7 +403,7 @@ static const FIXTURE_VARIANT(group_device) group_device_variants[] = {
 	{ "iommufd", true },
 };
 
-FIXTURE_VARIANTS(group_device, group_device_variants);
+FIXTURE_VARIANTS(group_device);
 
 FIXTURE_SETUP(group_device)
 {
@@ -719,7 +719,7 @@ static const FIXTURE_VARIANT(cdev_vm_gone) cdev_vm_gone_variants[] = {
 	{ "attached", "add1 bind1 attach1", "attach1.2 Badd1 detach1 attach1" },
 };
 
-FIXTURE_VARIANTS(cdev_vm_gone, cdev_vm_gone_variants);
+FIXTURE_VARIANTS(cdev_vm_gone);
 
 FIXTURE_SETUP(cdev_vm_gone)
 {
@@ -763,7 +763,7 @@ static const FIXTURE_VARIANT(cdev_killed) cdev_killed_variants[] = {
 	{ "after_getdev", "add1 bind1 getdev1", true },
 };
 
-FIXTURE_VARIANTS(cdev_killed, cdev_killed_variants);
+FIXTURE_VARIANTS(cdev_killed);
 
 FIXTURE_SETUP(cdev_killed)
 {
@@ -840,7 +840,7 @@ static const FIXTURE_VARIANT(cdev_unplug) cdev_unplug_variants[] = {
 	{ "group", "add1 bind1 getdev1", "putdev1", true },
 };
 
-FIXTURE_VARIANTS(cdev_unplug, cdev_unplug_variants);
+FIXTURE_VARIANTS(cdev_unplug);
 
 FIXTURE_SETUP(cdev_unplug)
 {

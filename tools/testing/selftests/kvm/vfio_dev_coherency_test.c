@@ -233,7 +233,7 @@ static const FIXTURE_VARIANT(coherency) coherency_variants[] = {
 	  "join1 iommu1 add1 getdev1 drop1 putdev1 open1 reset open1" },
 };
 
-FIXTURE_VARIANTS(coherency, coherency_variants);
+FIXTURE_VARIANTS(coherency);
 
 FIXTURE_SETUP(coherency)
 {
@@ -551,7 +551,7 @@ static const FIXTURE_VARIANT(owed) owed_variants[] = {
 	{ "by_set_container", BY_JOIN },
 };
 
-FIXTURE_VARIANTS(owed, owed_variants);
+FIXTURE_VARIANTS(owed);
 
 FIXTURE_SETUP(owed)
 {

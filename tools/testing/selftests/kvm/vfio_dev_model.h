@@ -280,15 +280,16 @@ static inline const char *next_word(const char **steps, char *word, size_t size)
 }
 
 /* Do what STEPS say. A macro, since the harness's EXPECT_ work inside of a test only. */
-#define FOLLOW(world, steps, flush) do {					\
+#define FOLLOW(place, steps, flush) do {					\
 	const char *all = (steps), *rest = all;					\
+	struct world *here = (place);						\
 	struct outcome o;							\
 	char word[16];								\
 	struct op op;								\
 										\
 	while (next_word(&rest, word, sizeof(word))) {				\
-		ASSERT_EQ(0, parse_op(world, word, &op));			\
-		observe(world, &op, &o);					\
+		ASSERT_EQ(0, parse_op(here, word, &op));			\
+		observe(here, &op, &o);						\
 		if (flush) {							\
 			EXPECT_EQ(o.flush_owed, o.flushed)			\
 				TH_LOG("during %s in \"%s\"", word, all);	\

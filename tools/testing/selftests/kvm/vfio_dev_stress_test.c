@@ -58,7 +58,7 @@ static const FIXTURE_VARIANT(killed) killed_variants[] = {
 	{ "after_group_close", STEP_CLOSE_GROUP },
 };
 
-FIXTURE_VARIANTS(killed, killed_variants);
+FIXTURE_VARIANTS(killed);
 
 FIXTURE_SETUP(killed)
 {
@@ -160,7 +160,7 @@ static const FIXTURE_VARIANT(unbind) unbind_variants[] = {
 	{ "device_open", UNBIND_OPEN },
 };
 
-FIXTURE_VARIANTS(unbind, unbind_variants);
+FIXTURE_VARIANTS(unbind);
 
 FIXTURE_SETUP(unbind)
 {

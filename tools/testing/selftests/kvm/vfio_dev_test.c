@@ -188,7 +188,7 @@ static const FIXTURE_VARIANT(known_attr) known_attr_variants[] = {
 	{ "file_del", KVM_DEV_VFIO_FILE_DEL },
 };
 
-FIXTURE_VARIANTS(known_attr, known_attr_variants);
+FIXTURE_VARIANTS(known_attr);
 
 FIXTURE_SETUP(known_attr)
 {
@@ -247,7 +247,7 @@ static const FIXTURE_VARIANT(unknown_attr) unknown_attr_variants[] = {
 	{ "spapr_tce", KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE },
 };
 
-FIXTURE_VARIANTS(unknown_attr, unknown_attr_variants);
+FIXTURE_VARIANTS(unknown_attr);
 
 FIXTURE_SETUP(unknown_attr)
 {
@@ -331,7 +331,7 @@ static const FIXTURE_VARIANT(bad_addr) bad_addr_variants[] = {
 	{ "half_across", ADDR_HALF },
 };
 
-FIXTURE_VARIANTS(bad_addr, bad_addr_variants);
+FIXTURE_VARIANTS(bad_addr);
 
 FIXTURE_SETUP(bad_addr)
 {
@@ -461,7 +461,7 @@ static const FIXTURE_VARIANT(bad_fd) bad_fd_variants[] = {
 	{ "vfio_container", FD_CONTAINER },
 };
 
-FIXTURE_VARIANTS(bad_fd, bad_fd_variants);
+FIXTURE_VARIANTS(bad_fd);
 
 static int closed_fd(void)
 {
@@ -863,7 +863,7 @@ static const FIXTURE_VARIANT(unchanged) unchanged_variants[] = {
 	{ "second_device", FAIL_SECOND_DEVICE, -EBUSY },
 };
 
-FIXTURE_VARIANTS(unchanged, unchanged_variants);
+FIXTURE_VARIANTS(unchanged);
 
 FIXTURE_SETUP(unchanged)
 {

@@ -95,18 +95,19 @@ struct kvm_vfio_file_state {
 #define MAX_BOUND	64
 
 /*
- * FIXTURE_VARIANT_ADD() for each line of a table, in which it has the variant's
- * name before what is the variant's data.
+ * FIXTURE_VARIANT_ADD() for each line of the table FIXTURE_variants, which has the
+ * variant's name before its data.
  */
-#define FIXTURE_VARIANTS(fixture, table)					\
+#define FIXTURE_VARIANTS(fixture)						\
 	static void __attribute__((constructor)) fixture##_add_variants(void)	\
 	{									\
-		static struct __fixture_variant_metadata all[ARRAY_SIZE(table)];\
-		size_t i;							\
+		enum { NR = ARRAY_SIZE(fixture##_variants) };			\
+		static struct __fixture_variant_metadata all[NR];		\
+		int i;								\
 										\
-		for (i = 0; i < ARRAY_SIZE(table); i++) {			\
-			all[i].name = table[i].name;				\
-			all[i].data = &table[i];				\
+		for (i = 0; i < NR; i++) {					\
+			all[i].name = fixture##_variants[i].name;		\
+			all[i].data = &fixture##_variants[i];			\
 			__register_fixture_variant(&_##fixture##_fixture_object,\
 						   &all[i]);			\
 		}								\

@@ -485,7 +485,7 @@ static const FIXTURE_VARIANT(live_update) live_update_variants[] = {
 	{ "new_is_killed", true, true },
 };
 
-FIXTURE_VARIANTS(live_update, live_update_variants);
+FIXTURE_VARIANTS(live_update);
 
 FIXTURE_SETUP(live_update)
 {
