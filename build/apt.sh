@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=bash disable=SC2034
+#
+# apt by itself: another suite of Debian, without a word of it to this machine's own apt.
+# Source it after kit/lib.sh.
+
+KEYS=/usr/share/keyrings/debian-archive-keyring.gpg
+
+# The archive of Debian proper: that of security has other suites.
+archive()
+{
+	# shellcheck disable=SC2016 # apt's own variables
+	env -u APT_CONFIG apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' \
+		'Created-By: Packages' | sed -n 's/^Debian Debian //p' | sort -u | head -n 1
+}
+
+# sources SUITE: a line for apt for each suite that is needed; a suite of backports needs
+# the one it is for.
+sources()
+{
+	local uri s
+
+	uri=$(archive)
+	[[ -n $uri ]] || die "apt knows no archive of Debian on this machine; add one to apt's sources and run apt-get update."
+	[[ -r $KEYS ]] || die "needs $KEYS; install debian-archive-keyring."
+	for s in "${1%-backports}" "$1"; do
+		printf 'deb [arch=amd64 signed-by=%s] %s %s main\n' "$KEYS" "$uri" "$s"
+	done | uniq
+}
+
+# configure_apt SUITE FOLDER: its own sources, its own lists, and a machine that has
+# nothing; all in FOLDER, for the commands that follow
+configure_apt()
+{
+	local lines
+
+	lines=$(sources "$1")
+	mkdir -p "$2"/{lists/partial,archives/partial}
+	: >"$2/status"
+	printf '%s\n' "$lines" | put_file "$2/sources.list"
+	put_file "$2/apt.conf" <<-END
+		APT::Architecture "amd64";
+		APT::Architectures { "amd64"; };
+		APT::Default-Release "$1";
+		APT::Install-Recommends "false";
+		APT::Sandbox::User "root";
+		Dir::Etc::sourcelist "$2/sources.list";
+		Dir::Etc::sourceparts "/dev/null";
+		Dir::Etc::preferences "/dev/null";
+		Dir::Etc::preferencesparts "/dev/null";
+		Dir::State::lists "$2/lists";
+		Dir::State::status "$2/status";
+		Dir::Cache "$2";
+	END
+	export APT_CONFIG=$2/apt.conf
+}
+
+# why LOG: why apt did not do it, in a sentence
+why()
+{
+	if grep -qi 'no space left\|not enough free space' "$1"; then
+		echo "the disk is full"
+	elif grep -q '404\|does not have a Release file' "$1"; then
+		echo "the archive does not have it"
+	elif grep -qi 'NO_PUBKEY\|not signed' "$1"; then
+		echo "its signature is by no key of $KEYS"
+	else
+		echo "check the network"
+	fi
+}
+
+# ask_archive SUITE LOG
+ask_archive()
+{
+	step "asking the archive for the packages of $1"
+	# apt takes what it cannot get for a warning.
+	logged "$2" apt-get -q -o APT::Update::Error-Mode=any update ||
+		die "apt cannot get the lists of $1: $(why "$2"); see $(rel "$2")."
+}
