@@ -29,7 +29,7 @@ help:
 	@echo 'Products, for Linux BASE=$(BASE) (of $(BASES)):'
 	@echo
 	@echo '  make demo         a guest with an assigned device, in an emulated host'
-	@echo '  make check        build, and run all tests (both bases unless BASE is given) that'
+	@echo '  make check        build, and run all tests ($(CHECK_BASES) unless BASE is given) that'
 	@echo '                    something has changed for; AGAIN=1: whether it has or not'
 	@echo '  make quick        the fast ones of them, for BASE alone'
 	@echo '  make check-debug  the tests under a kernel with KASAN, lockdep and kmemleak'
@@ -164,8 +164,9 @@ $(SELFTESTS:%=$(O)/%): $(O)/%: tools/testing/selftests/kvm/%.c \
 		$(wildcard tools/testing/selftests/kvm/vfio_*.h) | tree
 	$(CC) -O2 -Wall -static -pthread -I $(O)/tree/tools/testing/selftests -o $@ $<
 
-# Both bases, unless one is asked for.
-CHECK_BASES := $(if $(filter command line environment,$(origin BASE)),$(BASE),$(BASES))
+# Those whose files say `check = true`, unless one is asked for.
+CHECK_BASES = $(if $(filter command line environment,$(origin BASE)),$(BASE),$(shell \
+	for base in $(BASES); do [ "$$(kit/get bases/$$base check)" != true ] || echo $$base; done))
 empty :=
 comma := ,
 

@@ -119,7 +119,7 @@ class Build:
     def make(self, log, *arguments):
         with open(log, "a", encoding="utf-8") as f:
             return subprocess.run(
-                kbuild.make(self.tree, f"O={self.output}", f"ARCH={self.target.arch}",
+                kbuild.make(self.base, self.tree, f"O={self.output}", f"ARCH={self.target.arch}",
                             *kbuild.tools(self.base, self.target.compiler),
                             "KBUILD_BUILD_USER=cross", "KBUILD_BUILD_HOST=localhost", *arguments),
                 stdin=subprocess.DEVNULL, stdout=f, stderr=f, check=False).returncode
@@ -265,7 +265,7 @@ def fingerprint(base, target):
     for path in (os.path.join(out, "tree.stamp"), __file__, findings.__file__, kbuild.__file__,
                  os.path.join(bases.FOLDER, base + ".toml"), *host_configs(base)):
         state.update(read(path).encode())
-    version = subprocess.run([kbuild.compiler(base, target.compiler), "--version"],
+    version = subprocess.run([*kbuild.in_root(base), kbuild.compiler(base, target.compiler), "--version"],
                              capture_output=True, text=True, check=True)
     state.update(version.stdout.encode())
     return state.hexdigest()

@@ -61,6 +61,16 @@ def base(name):
     return toml(os.path.join(FOLDER, name + ".toml"))
 
 
+def native(name):
+    """Does this machine build it?  If not, a root of the base's own suite of Debian does."""
+    return base(name)["suite"] in host()["suites"]
+
+
+def checked():
+    """The bases that `make check` takes unless it is told others."""
+    return [name for name in names() if base(name)["check"]]
+
+
 def fact(name, what):
     """A fact of a base, by which tools and tests decide instead of by its number."""
     facts = base(name)["facts"]

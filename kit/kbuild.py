@@ -4,6 +4,7 @@
 import os
 
 from kit import bases
+from kit.common import TOP
 
 
 def compiler(base, cross=""):
@@ -13,12 +14,19 @@ def compiler(base, cross=""):
 
 def tools(base, cross=""):
     """Which tools make is to use. A Rust compiler that happens to be here must not show in the
-    configuration."""
+    configuration; in a root it is Debian's, but nothing that is written in Rust is needed."""
     return [f"CROSS_COMPILE={cross}", f"CC={compiler(base, cross)}",
-            f"HOSTCC={compiler(base)}", "RUSTC=false"]
+            f"HOSTCC={compiler(base)}", "CONFIG_RUST=" if in_root(base) else "RUSTC=false"]
 
 
-def make(tree, *arguments):
+def in_root(base):
+    """What to put before a command that builds a base: it is to run where that can be done."""
+    if bases.native(base):
+        return []
+    return [os.path.join(TOP, "kit/in-root"), bases.base(base)["suite"]]
+
+
+def make(base, tree, *arguments):
     """The command for a kernel tree."""
-    return ["make", "-C", tree, "--no-print-directory",
+    return [*in_root(base), "make", "-C", tree, "--no-print-directory",
             f"-j{os.environ.get('JOBS', os.cpu_count())}", *arguments]

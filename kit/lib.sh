@@ -41,11 +41,33 @@ use_base()
 	SOURCE_PACKAGE=$("$TOP/kit/get" "bases/$BASE" source)
 	IMAGE_META=$("$TOP/kit/get" "bases/$BASE" image)
 	COMPILER=$("$TOP/kit/get" "bases/$BASE" compiler)
+	# Empty if this machine can build it
+	ROOT_SUITE=$(foreign_suite)
+	IN_ROOT=()
+	# A Rust compiler that happens to be here must not show in the configuration. In a
+	# root it is Debian's, but nothing that is written in Rust is needed.
+	RUST=(RUSTC=false)
+	[[ -z $ROOT_SUITE ]] || IN_ROOT=("$TOP/kit/in-root" "$ROOT_SUITE") RUST=(CONFIG_RUST=)
 	B=$OUT/$BASE
 	TREE=$B/tree
 	DEBIAN=$B/debian
 	mkdir -p "$B"
 }
+
+# The base's suite of Debian, if it is not one of this machine's
+foreign_suite()
+{
+	local suite host
+
+	suite=$("$TOP/kit/get" "bases/$BASE" suite)
+	host=$("$TOP/kit/get" --host)
+	"$TOP/kit/get" "$host" suites | grep -qx "$suite" || printf '%s\n' "$suite"
+}
+
+# What it takes to enter a build root, and to make one: a namespace of mounts, in one
+# of users for whoever is not root
+NAMESPACE=(--mount)
+[[ $(id -u) -eq 0 ]] || NAMESPACE+=(--map-root-user --map-auto)
 
 # One builder at a time in one base: a second `make` waits, it does not collide.
 lock_base()
@@ -67,14 +89,13 @@ in_force()
 	[[ -z $last ]] || printf '%s\n' "$last"
 }
 
-# kbuild SOURCE OUTPUT ARGUMENTS...: make in a kernel tree, with the base's compiler. A
-# Rust compiler that happens to be here must not show in the configuration.
+# kbuild SOURCE OUTPUT ARGUMENTS...: make in a kernel tree, with the base's compiler
 kbuild()
 {
 	local source=$1 output=$2
 	shift 2
-	make -C "$source" O="$output" -j"$JOBS" --no-print-directory \
-		CC="$COMPILER" HOSTCC="$COMPILER" RUSTC=false \
+	"${IN_ROOT[@]}" make -C "$source" O="$output" -j"$JOBS" --no-print-directory \
+		CC="$COMPILER" HOSTCC="$COMPILER" "${RUST[@]}" \
 		KBUILD_BUILD_USER=kvm-vfio KBUILD_BUILD_HOST=localhost "$@"
 }
 

@@ -363,7 +363,7 @@ def sparse_build(source, tree, name):
     release = read(os.path.join(source.out, "debian/release")).strip()
     config = os.path.join(source.out, "debian/root/usr/src", f"linux-headers-{release}/.config")
     os.makedirs(build, exist_ok=True)
-    make = kbuild.make(tree, f"O={build}", *kbuild.tools(source.base), f"KERNELRELEASE={release}")
+    make = kbuild.make(source.base, tree, f"O={build}", *kbuild.tools(source.base), f"KERNELRELEASE={release}")
     asked = os.path.join(build, "asked.config")
     if not os.path.exists(asked) or read(asked) != read(config):
         shutil.copyfile(config, os.path.join(build, ".config"))

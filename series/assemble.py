@@ -10,7 +10,8 @@ out/BASE/tree is Debian's linux-source-BASE, in which
      from Linux 6.12 on, after the general one: of several such, the newest that
      is not newer than the base.  One of comments alone ends it at its version,
   4. series/symbol-versions/FILE.cocci and .patch edit FILE after all that, our
-     own files, too: what keeps Debian's symbol versions and nothing else.
+     own files, too: what keeps Debian's symbol versions, where there are any,
+     and nothing else.
 
 Every deletion, rule and hunk must take effect exactly as often as stated, or
 nothing is changed and one sentence names the culprit.  Only files whose
@@ -36,8 +37,9 @@ from kit import bases
 from kit import common
 from kit.common import TOP, Problem, step
 
-# Where Debian's linux-source packages put their tarballs.
+# Where Debian's linux-source packages put their tarballs, and where build/fetch puts them.
 SOURCES = os.environ.get("LINUX_SOURCES", "/usr/src")
+FETCHED = "out/{base}/debian/root/usr/src"
 # The folders of the repository that are a corner of a kernel tree.
 KERNEL_FOLDERS = ("Documentation", "arch", "drivers", "include", "scripts", "tools", "virt")
 # Edits that come last, by the paths of what they edit: the series' last patch.
@@ -111,7 +113,8 @@ class Base:
         self.state_file = os.path.join(self.dir, f".{name}.state")
         self.stamp_file = os.path.join(self.dir, f"{name}.stamp")
         self.package = bases.base(base)["source"]
-        self.tarball = os.path.join(SOURCES, self.package + ".tar.xz")
+        sources = SOURCES if bases.native(base) else FETCHED.format(base=base)
+        self.tarball = os.path.join(TOP, sources, self.package + ".tar.xz")
         self.state = {"source": None, "files": {}}
         if os.path.exists(self.state_file):
             self.state = json.loads(read_text(self.state_file))
@@ -549,7 +552,8 @@ def overlay(base, content, result, editor, chosen=None):
     edit_files(base, edits, content, result, editor, chosen)
     if "MAINTAINERS" in chosen:
         insert_maintainers(base, content, result)
-    edit_files(base, last, content, result, editor, chosen)
+    if bases.fact(base, "symbol_versions"):
+        edit_files(base, last, content, result, editor, chosen)
     return whole
 
 
