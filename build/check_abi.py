@@ -105,6 +105,7 @@ class Kernel:
         self.stock_symvers = symvers(os.path.join(
             root, f"usr/src/linux-headers-{self.release}", "Module.symvers"), fetch)
         self.our_symvers = symvers(os.path.join(self.dir, "modules/Module.symvers"), self.build)
+        self.has_versions = bases.fact(base, "symbol_versions")
         self.stock, self.importers, self.strings = {}, [], {}
 
     def ours(self, name):
@@ -166,8 +167,12 @@ def check_vermagic(stock, ours):
 
 
 def check_imports(kernel, ours):
+    if bool(ours.versions) != kernel.has_versions:
+        yield f"has {len(ours.versions)} symbol versions, which Debian's kernel is built " + (
+            "with" if kernel.has_versions else "without")
     for symbol in sorted(ours.undefined - set(ours.versions)):
-        if not symbol.startswith("__SCK__") and symbol in kernel.stock_symvers:
+        if (kernel.has_versions and not symbol.startswith("__SCK__")
+                and symbol in kernel.stock_symvers):
             yield f"{symbol} is imported without a version"
         elif symbol not in kernel.stock_symvers and symbol not in kernel.our_symvers:
             yield f"{symbol} is exported by nobody"

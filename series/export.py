@@ -57,13 +57,21 @@ ATTRIBUTES = "*.[ch] diff=cpp\n"
 class Patch:
     """One patch: its name, and what it brings: file -> words of parts, or None.
 
-    Where it says from which base on it is there, it is left out for older ones.
+    Where it says from which base on it is there ("6.12"), or up to which one ("before 7.3"),
+    it is left out for others.
     """
 
     def __init__(self, line, where):
-        self.name, _colon, self.first = line.replace(" ", "").partition(":")
+        self.name, _colon, when = (part.strip() for part in line.partition(":"))
+        self.last, self.first = when.startswith("before "), when.removeprefix("before ").strip()
+        if self.first and self.first not in bases.names():
+            raise Problem(f"{where}: there is no base {self.first}.")
         self.where = where
         self.units = {}
+
+    def due(self, base):
+        """Is it for this base?"""
+        return not self.first or self.last != bool(bases.in_force([self.first], base))
 
 
 def parse_series():
@@ -240,12 +248,22 @@ class Source:
         self.files = {}
 
     def ask_dpkg(self):
+        if not bases.native(self.base):
+            return self.ask_fetched()
         done = subprocess.run(["dpkg-query", "-W", "-f", "${Version}\t${Maintainer}", self.package],
                               capture_output=True, text=True, check=False)
         if done.returncode or not os.path.exists(self.tarball):
             raise Problem(f"{self.package} is not installed; "
                           f"run: BASE={self.base} build/setup build")
         return done.stdout.split("\t")
+
+    def ask_fetched(self):
+        """The same of a package that build/fetch has unpacked."""
+        version = os.path.join(self.dir, "debian/version")
+        if not os.path.exists(self.tarball) or not os.path.exists(version):
+            raise Problem(f"{self.package} is not there; run: build/fetch {self.base}")
+        return (tree.read_text(version).strip(),
+                "Debian Kernel Team <debian-kernel@lists.debian.org>")
 
     def env(self, **more):
         env = {name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ}
@@ -396,7 +414,7 @@ def commit_patches(source, patches, chosen, who):
             else:
                 changes.append(b"M %s inline %s\ndata %d\n%s\n" % (
                     now[1].encode(), quoted(path).encode(), len(now[0]), now[0]))
-        if not changes and patch.first and not bases.in_force([patch.first], source.base):
+        if not changes and not patch.due(source.base):
             continue
         if not changes:
             raise Problem(f"{patch.where}: patch '{patch.name}' changes nothing "
