@@ -7,9 +7,11 @@ include Makefile
 
 .DELETE_ON_ERROR:
 
+# Newer libraries have other names, see the test.
+NAMES := $(if $(shell grep -w gva_t include/kvm_util.h),-DHAVE_GVA_T)
 SOURCES := $(TESTS)/nested/nested_test.c \
 	$(addprefix $(TESTS)/kit/,wbinvd_phase.c lab.c files.c vfio.c vm.c)
 
 $(PROGRAM): $(SOURCES) $(wildcard $(TESTS)/kit/*.h) $(TESTS)/nested/nested.mk $(LIBKVM_OBJS)
-	$(CC) $(filter-out -MD -MP,$(CFLAGS)) -I$(TESTS)/kit $(LDFLAGS) -o $@ \
+	$(CC) $(filter-out -MD -MP,$(CFLAGS)) $(NAMES) -I$(TESTS)/kit $(LDFLAGS) -o $@ \
 		$(SOURCES) $(LIBKVM_OBJS) $(LDLIBS)

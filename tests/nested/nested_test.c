@@ -45,6 +45,17 @@
 
 #include "wbinvd_phase.h"
 
+/* What the library of older kernels has under another name */
+#ifndef HAVE_GVA_T
+typedef vm_vaddr_t gva_t;
+#define vm_alloc_pages	vm_vaddr_alloc_pages
+#define vm_alloc_page	vm_vaddr_alloc_page
+#define setup_l2(svm, rip, stack)	generic_svm_setup(svm, rip, stack)
+#else
+/* It has a stack of its own. */
+#define setup_l2(svm, rip, stack)	((void)(stack), generic_svm_setup(svm, rip))
+#endif
+
 #define PAGES		4	/* with a pattern, of each level */
 #define WORDS		(PAGES * 512)
 #define STOP_PORT	0x4b
@@ -181,7 +192,7 @@ static GUEST void l1_main(struct svm_test_data *svm, struct box *box)
 	unsigned long stack[512];
 
 	guest_box = box;
-	generic_svm_setup(svm, l2_main, &stack[ARRAY_SIZE(stack) - 1]);
+	setup_l2(svm, l2_main, &stack[ARRAY_SIZE(stack) - 1]);
 	if (box->nested_paging) {
 		svm->vmcb->control.nested_ctl = SVM_NESTED_CTL_NP_ENABLE;
 		svm->vmcb->control.nested_cr3 = box->nested_cr3;
@@ -231,7 +242,7 @@ static void nested_map(struct vm *vm, uint64_t *pml4, uint64_t gpa, uint64_t to)
 }
 
 /* The first GiB is L1's, but for the pages with L2's pattern, in reverse order. */
-static void make_nested_paging(struct vm *vm, vm_vaddr_t words, vm_vaddr_t l2_pages)
+static void make_nested_paging(struct vm *vm, gva_t words, gva_t l2_pages)
 {
 	uint64_t cr3 = vm_alloc_page_table(vm->kvm), i;
 	uint64_t *pml4 = addr_gpa2hva(vm->kvm, cr3);
@@ -267,11 +278,11 @@ static void write_patterns(struct vm *vm)
 static void make_patterns(struct vm *vm)
 {
 	bool nested_paging = scenario->variant;
-	vm_vaddr_t gva[LEVELS];
+	gva_t gva[LEVELS];
 	int level, i;
 
 	for (level = L1; level < LEVELS; level++)
-		gva[level] = vm_vaddr_alloc_pages(vm->kvm, PAGES);
+		gva[level] = vm_alloc_pages(vm->kvm, PAGES);
 	for (i = 0; i < PAGES; i++) {
 		vm->pages[L1][i] = addr_gva2hva(vm->kvm, gva[L1] + i * 0x1000);
 		vm->pages[L2][nested_paging ? PAGES - 1 - i : i] =
@@ -290,7 +301,7 @@ static void make_patterns(struct vm *vm)
 static void vm_setup(struct vcpu_thread *t)
 {
 	struct vm *vm = (struct vm *)t;
-	vm_vaddr_t svm, box;
+	gva_t svm, box;
 	struct kvm_vcpu *vcpu;
 
 	vm->kvm = vm_create_with_one_vcpu(&vcpu, l1_main);
@@ -298,7 +309,7 @@ static void vm_setup(struct vcpu_thread *t)
 	t->run = vcpu->run;
 	t->stop_reason = KVM_EXIT_IO;
 	vcpu_alloc_svm(vm->kvm, &svm);
-	box = vm_vaddr_alloc_page(vm->kvm);
+	box = vm_alloc_page(vm->kvm);
 	vm->box = addr_gva2hva(vm->kvm, box);
 	make_patterns(vm);
 	vcpu_args_set(vcpu, 2, svm, box);
