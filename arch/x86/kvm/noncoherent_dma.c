@@ -275,9 +275,7 @@ static void kvm_tear_down_roots(struct kvm *kvm)
 	clear_bit(0, &teardown->pending);
 	/* Before looking: a root that is marked later may not be found any more. */
 	smp_mb__after_atomic();
-	/* There is no TDP MMU in a 32-bit kernel, hence no root and no teardown. */
-	if (IS_ENABLED(CONFIG_X86_64))
-		kvm_tdp_mmu_zap_invalidated_roots(kvm);
+	kvm_mmu_tear_down_roots(kvm);
 	mutex_unlock(&kvm->slots_lock);
 }
 
@@ -367,13 +365,13 @@ static void kvm_leave_memtypes(struct kvm *kvm)
 	ktime_t start;
 
 	/*
-	 * Only EPT has memory types of its own.  The VM may have disabled the
+	 * Of a VM that has memory types of its own.  It may have disabled the
 	 * quirk by which they depend on the flag, but when is not known: SPTEs
 	 * that were made before have the type of before.
 	 *
 	 * A VM without vCPUs has no SPTEs.
 	 */
-	if (!shadow_memtype_mask || !atomic_read(&kvm->online_vcpus))
+	if (!kvm_mmu_has_memtypes(kvm) || !atomic_read(&kvm->online_vcpus))
 		return;
 
 	start = ktime_get();

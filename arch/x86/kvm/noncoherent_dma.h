@@ -18,6 +18,8 @@ void kvm_noncoherent_dma_create_vm_debugfs(struct kvm *kvm);
 
 /* In mmu/mmu.c, where what it needs is */
 bool kvm_mmu_leave_sptes(struct kvm *kvm);
+void kvm_mmu_tear_down_roots(struct kvm *kvm);
+bool kvm_mmu_has_memtypes(struct kvm *kvm);
 
 /*
  * Keep vcpu->arch.wbinvd_dirty_mask, the set of CPUs whose caches may hold

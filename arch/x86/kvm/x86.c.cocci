@@ -3,21 +3,30 @@
 // expect: load 1
 // expect: emulate_noskip 1
 // expect: emulate 1
-// expect: no_ipi 1
+// expect 6.1: no_ipi 1
+// expect 7.3: no_ipi 0
 // expect: no_need 1
 // expect 6.1: no_start_or_stop 0
 // expect 6.12: no_start_or_stop 1
 // expect: no_register 1
-// expect: no_register_export 1
+// expect 6.1: no_register_export 1
+// expect 7.3: no_register_export 0
 // expect: no_unregister 1
-// expect: no_unregister_export 1
+// expect 6.1: no_unregister_export 1
+// expect 7.3: no_unregister_export 0
 // expect: no_has 1
-// expect: no_has_export 1
+// expect 6.1: no_has_export 1
+// expect 7.3: no_has_export 0
+// expect 6.1: no_has_internal_export 0
+// expect 7.3: no_has_internal_export 1
 // expect: init_vm 1
 // expect 6.1: offline 1
 // expect 6.12: offline 0
 // expect 6.1: offline_virtualization 0
 // expect 6.12: offline_virtualization 1
+// expect 7.3: offline_virtualization 0
+// expect 6.1: offline_or_reboot 0
+// expect 7.3: offline_or_reboot 1
 // expect: pre_destroy_vm 1
 // expect: exit 1
 
@@ -106,6 +115,12 @@ declarer name EXPORT_SYMBOL_GPL;
 @@
 -EXPORT_SYMBOL_GPL(kvm_arch_has_noncoherent_dma);
 
+// The exports that only KVM's own modules use are for them alone.
+@no_has_internal_export@
+declarer name EXPORT_SYMBOL_FOR_KVM_INTERNAL;
+@@
+-EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_arch_has_noncoherent_dma);
+
 // The flag is the one place: no count.
 @init_vm@
 expression kvm;
@@ -138,6 +153,20 @@ identifier kvm;
  {
  ...
  	drop_user_return_notifiers();
++	kvm_wbinvd_cpu_offline();
+ }
+
+// Where the last statement depends on whether the CPU goes down for a reboot
+@offline_or_reboot@
+expression e;
+@@
+ kvm_arch_disable_virtualization_cpu(void)
+ {
+ ...
+ 	if (e)
+ 		drop_user_return_notifiers();
+ 	else
+ 		__module_get(THIS_MODULE);
 +	kvm_wbinvd_cpu_offline();
  }
 
