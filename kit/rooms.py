@@ -18,6 +18,7 @@ USES = {
     "lab": ("build",),
     "tests": ("lab",),
     "bench": ("tests",),
+    "packaging": ("tests",),
 }
 
 
