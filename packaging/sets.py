@@ -20,7 +20,9 @@ import io
 import lzma
 import os
 import re
+import subprocess
 import tarfile
+import tempfile
 
 from build import bind_set
 from kit import bases
@@ -135,3 +137,19 @@ def pack(path, files, when):
             archive.addfile(member, io.BytesIO(content))
     common.write(path, lzma.compress(data.getvalue(), check=lzma.CHECK_CRC32,
                                      preset=9 | lzma.PRESET_EXTREME))
+
+
+def diff(original, files):
+    """The diff from a kernel's own folders to a set; ORIGINAL gives the base's content of a path."""
+    with tempfile.TemporaryDirectory() as work:
+        for path, data in files.items():
+            common.write(os.path.join(work, "b", path), data)
+            pristine = original(path)
+            if pristine is not None:
+                common.write(os.path.join(work, "a", path), pristine)
+        done = subprocess.run(["diff", "-ruN", "a", "b"], cwd=work, capture_output=True, check=False)
+    if done.returncode != 1:
+        raise Problem(f"diff finds no difference: {done.stderr.decode()}")
+    # Without the times of files that were made just now
+    text = re.sub(rb"^((?:---|\+\+\+) [^\t\n]+)\t.*$", rb"\1", done.stdout, flags=re.M)
+    return re.sub(rb"^diff .*\n", b"", text, flags=re.M)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""packaging/deb: make the Debian package of the modules, out/deb/kvm-vfio-dkms_VERSION_all.deb.
+
+It has a set (packaging/sets.py) for the kernel of each base, bases/*.toml, in the version that
+build/fetch has brought, and the diff that a set is made by, for `kvm-vfio add-kernel`.  The version
+is 1.0~gitDATE.HASH of the commit; what is not committed makes it HASH.changed.  The same commit on
+the same kernels gives the same bytes.
+"""
+
+import email.utils
+import glob
+import os
+import shutil
+import subprocess
+
+from kit import bases
+from kit import common
+from kit.common import TOP, Problem, rel, step
+from packaging import sets
+from series import assemble
+
+OUT = os.path.join(TOP, "out/deb")
+HERE = os.path.join(TOP, "packaging")
+MAINTAINER = "kvm-vfio maintainers <kvm@vger.kernel.org>"
+# In the diff for add-kernel, in the place of what only the finished set has
+NO_ID, NO_VERSION = "00000000", "@VERSION@"
+# dkms takes a folder of one file for an empty one.
+README = """The sources are in /usr/share/kvm-vfio/sets, an archive for each kernel;
+/usr/libexec/kvm-vfio/kernel unpacks the right one where dkms builds.
+"""
+
+
+def git(*arguments):
+    done = subprocess.run(["git", "-C", TOP, *arguments], capture_output=True, text=True,
+                          check=False)
+    if done.returncode:
+        raise Problem(f"the version is that of a commit, and git says: {done.stderr.strip()}.")
+    return done.stdout.strip()
+
+
+def version():
+    """The package's version, and the commit's time."""
+    day, when, commit = git("log", "-1", "--date=format:%Y%m%d",
+                            "--format=%cd %ct %h", "--abbrev=7").split()
+    changed = ".changed" if git("status", "--porcelain", "--untracked-files=no") else ""
+    return f"1.0~git{day}.{commit}{changed}", int(when)
+
+
+def put(path, text, mode=0o644):
+    common.write(os.path.join(OUT, "source", path), text, mode=mode)
+
+
+def copy_debian(values):
+    """packaging/debian with @NAMES@ filled in."""
+    for folder in ("debian", "installed"):
+        shutil.copytree(os.path.join(HERE, folder), os.path.join(OUT, "source", folder))
+    for path in ("debian/control", "debian/copyright", "installed/kvm-vfio.8",
+                 "debian/kvm-vfio-dkms.README.Debian"):
+        text = common.read(os.path.join(OUT, "source", path))
+        for name, value in values.items():
+            text = text.replace(f"@{name}@", value)
+        put(path, text)
+
+
+def add_base(base, when):
+    """The set of one base and its diff; what the description says of its kernel."""
+    common.need("build/fetch", base)
+    common.need("series/assemble", base)
+    folder = os.path.join(TOP, "out", base)
+    source = common.read(os.path.join(folder, "debian/version")).strip()
+    state = assemble.Base(base, "tree")
+    identity, files = sets.make(state.tree, state.state["files"], source)
+    step(f"set {identity} for Linux {source}")
+    sets.pack(os.path.join(OUT, "source/made/sets", f"{source}.tar.xz"), files, when)
+    _, blank = sets.make(state.tree, state.state["files"], NO_VERSION, NO_ID)
+    put(f"made/patches/{base}.patch", sets.diff(state.pristine, blank))
+    return f"  * {source}"
+
+
+def build(name, when):
+    done = subprocess.run(
+        ["dpkg-buildpackage", "-b", "-us", "-uc", "-d"], cwd=os.path.join(OUT, "source"),
+        env={**os.environ, "SOURCE_DATE_EPOCH": str(when), "DEB_BUILD_OPTIONS": "nocheck",
+             "LC_ALL": "C"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    common.write(os.path.join(OUT, "log"), done.stdout)
+    path = os.path.join(OUT, f"kvm-vfio-dkms_{name}_all.deb")
+    if done.returncode or not os.path.exists(path):
+        raise Problem(f"the package does not build: see {rel(OUT)}/log.")
+    return path
+
+
+def main():
+    name, when = version()
+    shutil.rmtree(os.path.join(OUT, "source"), ignore_errors=True)
+    for old in glob.glob(os.path.join(OUT, "kvm-vfio*")):
+        os.unlink(old)
+    kernels = [add_base(base, when) for base in bases.names()]
+    date = email.utils.formatdate(when)
+    copy_debian({"MAINTAINER": MAINTAINER, "KERNELS": "\n".join(kernels), "VERSION": name,
+                 "SOURCES": ", ".join(kernel.split()[-1] for kernel in kernels)})
+    put("debian/changelog", f"kvm-vfio ({name}) unstable; urgency=medium\n\n"
+        f"  * As of commit {git('rev-parse', 'HEAD')}.\n\n -- {MAINTAINER}  {date}\n\n"
+        + common.read(os.path.join(HERE, "debian/changelog.first")))
+    put("made/version", name + "\n")
+    put("made/modules", "".join(f"{module}\n" for module in bases.modules()))
+    put("made/force/kvm-vfio", "kvm-vfio_version-override\n")
+    for hook in ("postinst.d", "header_postinst.d"):
+        put(f"made/kernel-hooks/{hook}/dkms-kvm-vfio",
+            common.read(os.path.join(HERE, "hooks", hook)), 0o755)
+    put("made/source/README", README)
+    conf = common.read(os.path.join(HERE, "installed/dkms.conf"))
+    for number, module in enumerate(os.path.basename(module) for module in bases.modules()):
+        conf += (f'BUILT_MODULE_NAME[{number}]="{module}"\n'
+                 f'DEST_MODULE_LOCATION[{number}]="/updates/dkms"\n')
+    put("made/dkms.conf", conf)
+    step("building the package")
+    path = build(name, when)
+    shutil.rmtree(os.path.join(OUT, "source"))
+    print(rel(path))
