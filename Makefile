@@ -36,6 +36,7 @@ help:
 	@echo '  make mutants      break the device in many ways: do the tests notice?'
 	@echo '  make bench        what it costs, beside the stock modules, in instructions'
 	@echo '  make modules      $(O)/modules/{kvm,kvm-amd,kvm-intel,vfio,vfio_iommu_type1}.ko for Debian'
+	@echo '  make deb          out/deb/kvm-vfio-dkms_*.deb, the modules as a package for Debian'
 	@echo '  make series       the patches, for git am and quilt ($(O)/series)'
 	@echo '  make shell        a shell in the emulated host, VFIO devices ready'
 	@echo
@@ -48,6 +49,7 @@ help:
 	@echo '  make test-series  do bisect, cross and the build of the selftests notice faults?'
 	@echo '  make distribution-kernel   a linux-image package with the series, booted in the lab'
 	@echo '  make debian-source         the series in Debian'"'"'s own source package'
+	@echo '  make check-install         install the package in a system of Debian'"'"'s, break that, undo it'
 	@echo '  make check-abi    only compare symbol versions and layouts with Debian'
 	@echo '  make clean        remove out/$(BASE) and out/lab; out/ itself is all else'
 	@echo
@@ -206,6 +208,17 @@ bench:
 		$(MAKE) BASE=$$base modules out/lab/bench out/$$base/vfio_testdev/vfio_testdev.ko; done
 	@bench/run --base $(subst $(empty) $(empty),$(comma),$(CHECK_BASES))
 	@bench/report $(if $(PUBLISH),--publish) $(CHECK_BASES)
+
+# For all bases: a set for each kernel in one package
+.PHONY: deb
+deb:
+	@set -e; for base in $(BASES); do BASE=$$base build/setup build packaging; done
+	@packaging/deb
+
+# Needs root: packages are installed, in a chroot.
+.PHONY: check-install
+check-install: deb
+	@packaging/selftest/install_test
 
 .PHONY: demo
 demo: modules
