@@ -92,16 +92,31 @@ bool kernel_before(int major, int minor)
 	return x < major || (x == major && y < minor);
 }
 
+/* On Bochs the kernel takes 8 seconds to write them all: what it said is remembered. */
 bool kernel_has(const char *function)
 {
-	FILE *symbols = fopen("/proc/kallsyms", "re");
+	static struct {
+		const char *function;
+		bool found;
+	} known[4];
+	static unsigned int count;
+	FILE *symbols;
 	char line[200], name[100];
 	bool found = false;
+	unsigned int i;
 
+	for (i = 0; i < count; i++)
+		if (!strcmp(known[i].function, function))
+			return known[i].found;
+	symbols = fopen("/proc/kallsyms", "re");
 	while (symbols && !found && fgets(line, sizeof(line), symbols))
 		found = sscanf(line, "%*s %*s %99s", name) == 1 && !strcmp(name, function);
 	if (symbols)
 		fclose(symbols);
+	if (count < ARRAY_SIZE(known)) {
+		known[count].function = function;
+		known[count++].found = found;
+	}
 	return found;
 }
 
