@@ -42,7 +42,7 @@ FIXTURE = "out/{base}/vfio_testdev/vfio_testdev.ko"
 RUNS = [
     ("fixture", "svm", ["--icount", "--iommu", "none", "--file", FIXTURE],
      ["--transitions", "512"]),
-    ("vmx", "vmx", ["--machine", "vmx", "--file", FIXTURE], ["--transitions", "0"]),
+    ("vmx", "vmx", ["--machine", "vmx", "--icount", "--file", FIXTURE], ["--transitions", "0"]),
     ("edu-on", "svm", ["--icount", "--edu", "128", "--snoop", "on"], ["128"]),
     ("edu-off", "svm", ["--icount", "--edu", "128", "--snoop", "off"], ["128"]),
 ]

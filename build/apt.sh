@@ -28,8 +28,9 @@ sources()
 	done | uniq
 }
 
-# configure_apt SUITE FOLDER: its own sources, its own lists, and a machine that has
-# nothing; all in FOLDER, for the commands that follow
+# configure_apt SUITE FOLDER [deb-src]: its own sources, its own lists, and a machine that
+# has nothing; all in FOLDER, for the commands that follow. Those of source packages if so
+# asked.
 configure_apt()
 {
 	local lines
@@ -37,7 +38,7 @@ configure_apt()
 	lines=$(sources "$1")
 	mkdir -p "$2"/{lists/partial,archives/partial}
 	: >"$2/status"
-	printf '%s\n' "$lines" | put_file "$2/sources.list"
+	printf '%s\n' "$lines" | sed "s/^deb/${3:-deb}/" | put_file "$2/sources.list"
 	put_file "$2/apt.conf" <<-END
 		APT::Architecture "amd64";
 		APT::Architectures { "amd64"; };

@@ -425,7 +425,7 @@ def bochs(args, kernel, files):
     return [os.path.join(LAB, "machines/bochs"), "--kernel", kernel.image, "--initrd", files["initrd"],
             "--append", command_line(args), "--console", files["console"],
             "--result", files["result"], "--dir", files["dir"],
-            "--smp", str(args.smp), "--mem", str(args.mem)]
+            "--smp", str(args.smp), "--mem", str(args.mem), *(["--exact"] if args.icount else [])]
 
 
 MACHINES = {"svm": qemu, "vmx": bochs}

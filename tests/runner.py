@@ -230,7 +230,7 @@ def inputs(check):
                   *made("qemu/*/version")}
     # An emulator need not be of a package.
     paths |= {*filter(None, map(shutil.which, ("qemu-system-x86_64", "bochs-bin"))),
-              *made(f"{base}/debian/root/boot/vmlinuz-*")}
+              *made("bochs/bochs"), *made(f"{base}/debian/root/boot/vmlinuz-*")}
     if not check.stock:
         paths |= {*made(f"{base}/modules/*.ko")}
     return filter(os.path.isfile, paths)

@@ -3,10 +3,14 @@
 """Run a kernel on Bochs, the emulator whose CPU has VMX and EPT, until it powers off.
 
     lab/machines/bochs --kernel VMLINUZ --initrd CPIO --append CMDLINE
-              --console FILE --result FILE --dir DIR [--mem MiB] [--smp N] [--cpu MODEL]
+              --console FILE --result FILE --dir DIR [--mem MiB] [--smp N] [--cpu MODEL] [--exact]
 
 lab/run --machine vmx calls this. The first UART goes to --console, the second to --result.
 Exit status: 0 the kernel powered the machine off; 2 anything else, with one sentence.
+
+Takes the Bochs that build/bochs made, if it is there, else Debian's, which takes three times as
+long. --exact takes Debian's in any case: only with it the clock ticks with each instruction. The
+other's ticks with a trace of them.
 
 Bochs interprets some 70 million instructions a second, so what a boot loader and the kernel's own
 decompressor do takes minutes there. Here the host unpacks the kernel and makes a disk of what is
@@ -25,10 +29,12 @@ import subprocess
 import sys
 
 from kit import kernel_image
-from kit.common import Problem, write
+from kit.common import TOP, Problem, write
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 
+FAST = os.path.join(TOP, "out/bochs/bochs")
+DEBIANS = "bochs-bin"
 BIOS = "/usr/share/bochs/BIOS-bochs-latest"
 VGABIOS = "/usr/share/vgabios/vgabios.bin"
 
@@ -166,14 +172,24 @@ def write_disk(path, boot, entry, pieces):
 
 # --- the machine ---------------------------------------------------------------------------
 
-def configuration(args, disk):
+def program(args):
+    """Bochs, and the part of its bochsrc that differs."""
+    if not args.exact and os.access(FAST, os.X_OK):
+        return FAST, "display_library: nogui"
+    # Debian's has devices as plugins, a sound card, and no display that shows nothing.
+    return shutil.which(DEBIANS), """\
+display_library: rfb, options="timeout=0"
+plugin_ctrl: unmapped=1, biosdev=1, speaker=0, parallel=0, iodebug=0, gameport=0
+sound: driver=dummy"""
+
+
+def configuration(args, disk, own):
     """bochsrc; nobody looks at the display, but Bochs must have one.
 
     What the CPUs report as errors are the MSRs they lack, twice each timer tick."""
     return f"""\
 config_interface: textconfig
-display_library: rfb, options="timeout=0"
-plugin_ctrl: unmapped=1, biosdev=1, speaker=0, parallel=0, iodebug=0, gameport=0
+{own}
 cpu: model={args.cpu}, count={args.smp}, ips={IPS}, reset_on_triple_fault=0, ignore_bad_msrs=1
 memory: guest={args.mem}, host={args.mem}
 romimage: file={BIOS}, options=fastboot
@@ -186,7 +202,6 @@ boot: disk
 clock: sync=none, time0=utc
 com1: enabled=1, mode=file, dev="{args.console}"
 com2: enabled=1, mode=file, dev="{args.result}"
-sound: driver=dummy
 log: "{args.dir}/bochs.log"
 debug: action=ignore
 info: action=ignore
@@ -207,14 +222,18 @@ def in_child():
 def run(args):
     disk, log = os.path.join(args.dir, "bochs.disk"), os.path.join(args.dir, "bochs.log")
     config, debugger = os.path.join(args.dir, "bochsrc"), os.path.join(args.dir, "bochs.rc")
+    bochs, own = program(args)
+    command = [bochs, "-q", "-f", config]
     forget(disk, disk + ".lock", log)
     make_disk(args, disk)
-    write(config, configuration(args, disk).encode())
-    write(debugger, b"c\n")             # Debian's Bochs has the debugger built in: go on
+    write(config, configuration(args, disk, own).encode())
+    if bochs != FAST:                   # the debugger is built in: go on
+        write(debugger, b"c\n")
+        command += ["-rc", debugger]
     try:
         with subprocess.Popen(          # pylint: disable=subprocess-popen-preexec-fn
-                ["bochs-bin", "-q", "-f", config, "-rc", debugger], cwd=args.dir,
-                stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child) as child:
+                command, cwd=args.dir, stdin=subprocess.DEVNULL, start_new_session=True,
+                preexec_fn=in_child) as child:
             try:
                 child.wait()
             finally:
@@ -252,6 +271,7 @@ def parse(argv):
         parser.add_argument("--" + name, required=True)
     parser.add_argument("--mem", type=int, default=512, metavar="MiB")
     parser.add_argument("--smp", type=int, default=1, metavar="N")
+    parser.add_argument("--exact", action="store_true", help="the TSC counts instructions")
     parser.add_argument("--cpu", default=CPU, metavar="MODEL", help="see bochs --help cpu")
     args = parser.parse_args(argv)
     for name in ("console", "result", "dir"):
@@ -261,7 +281,7 @@ def parse(argv):
 
 def main():
     args = parse(sys.argv[1:])
-    for path in (BIOS, VGABIOS, shutil.which("bochs-bin") or "bochs-bin"):
+    for path in (BIOS, VGABIOS, program(args)[0] or DEBIANS):
         if not os.path.exists(path):
             raise Problem(f"{path} is not installed: run build/setup vmx")
     os.makedirs(args.dir, exist_ok=True)
