@@ -88,11 +88,11 @@ def copy_repository(base):
             path = os.path.join(folder, name)
             if os.path.relpath(path, COPY) not in wanted:
                 os.unlink(path)
-    out = os.path.join(COPY, "out", base)
-    os.makedirs(out, exist_ok=True)
-    debian = os.path.join(out, "debian")
-    if not os.path.lexists(debian):
-        os.symlink(os.path.join(TOP, "out", base, "debian"), debian)
+    for shared in (f"{base}/debian", "bochs"):
+        link = os.path.join(COPY, "out", shared)
+        os.makedirs(os.path.dirname(link), exist_ok=True)
+        if not os.path.lexists(link):
+            os.symlink(os.path.join(TOP, "out", shared), link)
 
 
 def restore(name):
