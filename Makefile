@@ -158,9 +158,9 @@ $(O)/vfio_testdev/vfio_testdev.ko: | tree
 $(O)/mixtures: modules
 	@tests/mixtures/mixtures_build $(BASE)
 
-out/lab/wbinvd.so: lab/machines/plugin/wbinvd.c lab/machines/plugin/qemu-plugin-v1.h
+out/lab/wbinvd.so: lab/machines/plugin/wbinvd.c lab/machines/plugin/qemu-plugin.h $(HOST).toml
 	@mkdir -p $(@D)
-	$(CC) -O2 -Wall -shared -fPIC -o $@ $<
+	$(CC) -O2 -Wall -shared -fPIC -DPLUGIN_API=$(shell kit/get $(HOST) plugin_api) -o $@ $<
 
 # It knows by itself whether anything changed, the library in the tree included.
 .PHONY: $(O)/nested_test

@@ -54,11 +54,17 @@ def default():
     return host()["base"]
 
 
+@functools.cache
 def base(name):
-    """All that is known of a base."""
+    """All that is known of a base; of what depends on the suite of Debian, that of its suite().
+
+    The same rule as in kit/get."""
     if name not in names():
         raise Problem(f"there is no base {name}, only {' and '.join(names())}.")
-    return toml(os.path.join(FOLDER, name + ".toml"))
+    known = dict(toml(os.path.join(FOLDER, name + ".toml")))
+    suites = known["suite"]
+    known["suite"] = next((suite for suite in suites if suite in host()["suites"]), suites[0])
+    return {**known, **known.get(known["suite"], {})}
 
 
 def native(name):

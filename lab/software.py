@@ -58,6 +58,12 @@ def build(folder, name, source, flags):
     return product
 
 
+def plugin(folder, name):
+    """The plugin of this name for the emulator, of this machine's version; returns its path."""
+    return build(folder, name + ".so", f"lab/machines/plugin/{name}.c",
+                 ["-shared", "-fPIC", f"-DPLUGIN_API={bases.host()['plugin_api']}"])
+
+
 def debian_kernel(base):
     """Debian's newest kernel of the base: (its release, where it is unpacked)."""
     debian = os.path.join(TOP, "out", base, "debian")

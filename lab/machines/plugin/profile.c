@@ -11,7 +11,7 @@
  * Output: "windows N", and a line "ADDRESS COUNT" for each instruction. bench/profile
  * makes a list of functions of it.
  *
- * Build:	gcc -O2 -Wall -shared -fPIC -o profile.so profile.c
+ * Build:	gcc -O2 -Wall -shared -fPIC -DPLUGIN_API=1 -o profile.so profile.c
  * Use:		qemu-system-x86_64 -accel tcg -icount shift=0 -smp 1
  *			-plugin profile.so,out=PATH,count=INSTRUCTIONS ...
  */
@@ -21,13 +21,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qemu-plugin-v1.h"
+#include "qemu-plugin.h"
 
 #define KERNEL_HALF	0xffff800000000000ULL
 #define WINDOW_MAX	100000
 #define HASH_SIZE	(1u << 20)
 
-int qemu_plugin_version = 1;
+int qemu_plugin_version = PLUGIN_API;
 
 static uint64_t wanted;
 static const char *path;
@@ -77,8 +77,9 @@ static void translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 	for (i = 0; i < n; i++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
 		uint64_t address = qemu_plugin_insn_vaddr(insn);
-		bool rdtsc = qemu_plugin_insn_size(insn) == 2 && address < KERNEL_HALF &&
-			     !memcmp(qemu_plugin_insn_data(insn), "\x0f\x31", 2);
+		uint8_t code[INSN_MAX];
+		bool rdtsc = insn_code(insn, code) == 2 && address < KERNEL_HALF &&
+			     !memcmp(code, "\x0f\x31", 2);
 
 		qemu_plugin_register_vcpu_insn_exec_cb(insn, rdtsc ? on_rdtsc : on_insn,
 						       QEMU_PLUGIN_CB_NO_REGS,

@@ -48,7 +48,7 @@
  * `guest` those that guests tried to execute. The last line, written when QEMU
  * exits, says `exit`: without it the record is incomplete.
  *
- * Build:	gcc -O2 -Wall -shared -fPIC -o wbinvd.so wbinvd.c
+ * Build:	gcc -O2 -Wall -shared -fPIC -DPLUGIN_API=1 -o wbinvd.so wbinvd.c
  * Use:		qemu-system-x86_64 -accel tcg -plugin wbinvd.so,out=PATH ...
  */
 #include <stdbool.h>
@@ -57,7 +57,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "qemu-plugin-v1.h"
+#include "qemu-plugin.h"
 
 #define MAX_CPUS	256
 #define MAX_VMRUNS	256	/* of all guest hypervisors, too */
@@ -65,7 +65,7 @@
 #define KERNEL_HALF	0xffff800000000000ULL
 #define MARK_MAGIC	0x4b56
 
-int qemu_plugin_version = 1;
+int qemu_plugin_version = PLUGIN_API;
 
 static struct cpu {
 	uint64_t host;
@@ -243,8 +243,8 @@ static uintptr_t note_vmrun(uint64_t vaddr, const char *haddr)
 
 static void translate_insn(struct qemu_plugin_insn *insn)
 {
-	const uint8_t *code = qemu_plugin_insn_data(insn);
-	size_t size = qemu_plugin_insn_size(insn);
+	uint8_t code[INSN_MAX];
+	size_t size = insn_code(insn, code);
 	uint64_t vaddr = qemu_plugin_insn_vaddr(insn);
 	const char *haddr = qemu_plugin_insn_haddr(insn);
 	uintptr_t resumes = known_resume(vaddr, haddr);

@@ -1,19 +1,21 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The part of version 1 of QEMU's TCG plugin interface that the plugins here
- * use, declared from its documentation: Debian 12's QEMU 7.2 offers the
- * interface and exports its functions, but no package has the header.
+ * The part of QEMU's TCG plugin interface that the plugins here use, declared
+ * from its documentation: no package of Debian 12 has the header.  PLUGIN_API is
+ * the version that this machine's QEMU is to be asked for, see hosts/: 1 for the
+ * 7.2 of Debian 12; 3, which 9.0 to 10 offer, changed one of these functions.
  *
- * A plugin defines qemu_plugin_version as 1, and QEMU refuses to load it when
+ * A plugin defines qemu_plugin_version as that, and QEMU refuses to load it when
  * that is not a version it offers; so these declarations cannot silently fall
  * behind it.
  */
-#ifndef LAB_QEMU_PLUGIN_V1_H
-#define LAB_QEMU_PLUGIN_V1_H
+#ifndef LAB_QEMU_PLUGIN_H
+#define LAB_QEMU_PLUGIN_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 typedef uint64_t qemu_plugin_id_t;
 
@@ -51,10 +53,32 @@ struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb
 						 size_t index);
 
 /* An instruction: its bytes, its virtual address, and where QEMU keeps it. */
+#if PLUGIN_API >= 3
+size_t qemu_plugin_insn_data(const struct qemu_plugin_insn *insn, void *to, size_t size);
+#else
 const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *insn);
+#endif
 size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *insn);
 uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *insn);
 void *qemu_plugin_insn_haddr(const struct qemu_plugin_insn *insn);
+
+/* No instruction is longer. */
+#define INSN_MAX	15
+
+/* Its bytes, at most INSN_MAX, are in CODE then; returns how many. */
+static inline size_t insn_code(const struct qemu_plugin_insn *insn, uint8_t *code)
+{
+	size_t size = qemu_plugin_insn_size(insn);
+
+	if (size > INSN_MAX)
+		size = INSN_MAX;
+#if PLUGIN_API >= 3
+	return qemu_plugin_insn_data(insn, code, size);
+#else
+	memcpy(code, qemu_plugin_insn_data(insn), size);
+	return size;
+#endif
+}
 
 /* Called each time, and before, the instruction is executed. */
 void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *insn,
