@@ -54,17 +54,22 @@ def default():
     return host()["base"]
 
 
-@functools.cache
-def base(name):
-    """All that is known of a base; of what depends on the suite of Debian, that of its suite().
+def known(name, here):
+    """All that is known of a base on a machine that HERE are the suites of.
 
-    The same rule as in kit/get."""
+    What the section for its suite says goes first: the same rule as in kit/get."""
     if name not in names():
         raise Problem(f"there is no base {name}, only {' and '.join(names())}.")
-    known = dict(toml(os.path.join(FOLDER, name + ".toml")))
-    suites = known["suite"]
-    known["suite"] = next((suite for suite in suites if suite in host()["suites"]), suites[0])
-    return {**known, **known.get(known["suite"], {})}
+    found = dict(toml(os.path.join(FOLDER, name + ".toml")))
+    suites = found["suite"]
+    found["suite"] = next((suite for suite in suites if suite in here), suites[0])
+    return {**found, **found.get(found["suite"], {})}
+
+
+@functools.cache
+def base(name):
+    """All that is known of a base on this machine."""
+    return known(name, host()["suites"])
 
 
 def native(name):
