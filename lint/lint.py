@@ -15,6 +15,7 @@ Exit status 0 if nothing was found, 1 if something was, 2 if a check could not b
 """
 
 import argparse
+import functools
 import glob
 import hashlib
 import json
@@ -287,6 +288,24 @@ def parse_reports(source, text, found, rule=""):
             found.add(rule, f"spatch: {line}")
 
 
+@functools.cache
+def regular_expressions():
+    """The syntax of regular expressions that spatch was built with: PCRE or Str, OCaml's own."""
+    said = run(["spatch", "--version"]).stdout
+    m = re.search(r"^Syntax of regular expressions: (\w+)$", said, re.M)
+    if not m or m[1] not in ("PCRE", "Str"):
+        raise Problem("spatch --version does not say which syntax its regular expressions have.")
+    return m[1]
+
+
+def translated(rule):
+    """A rule as spatch wants it. In Str, as Debian 13 has it, ( | ) are themselves, and a rule
+    that means more by them matches nothing, in silence."""
+    if regular_expressions() == "PCRE":
+        return rule
+    return re.sub(r'(?<=[=!]~ ")[^"]*(?=")', lambda m: re.sub(r"[()|]", r"\\\g<0>", m[0]), rule)
+
+
 def make_rule_check(path):
     name = os.path.basename(path)[:-len(".cocci")]
 
@@ -294,12 +313,13 @@ def make_rule_check(path):
         names = files_for(source, path)
         # One after the other, but in one process: a rule may remember what it saw in another
         # file.  Named on the command line, they would be taken for one, and things missed.
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8") as groups:
-            groups.write("\n\n".join(source.path(n) for n in names) + "\n")
-            groups.flush()
+        with tempfile.TemporaryDirectory() as folder:
+            groups, rule = os.path.join(folder, "groups"), os.path.join(folder, name + ".cocci")
+            write(groups, "\n\n".join(source.path(n) for n in names) + "\n")
+            write(rule, translated(read(path)))
             done = run(["spatch", "-D", "report", "--very-quiet", "--no-show-diff",
-                        "--no-includes", "--timeout", "120", "--cocci-file", path,
-                        "--file-groups", groups.name])
+                        "--no-includes", "--timeout", "120", "--cocci-file", rule,
+                        "--file-groups", groups])
         found = findings.Findings()
         parse_reports(source, done.stdout + done.stderr, found, rel(path))
         if done.returncode and not found.list:

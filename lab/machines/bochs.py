@@ -34,7 +34,7 @@ from kit.common import TOP, Problem, write
 HERE = os.path.dirname(os.path.realpath(__file__))
 
 FAST = os.path.join(TOP, "out/bochs/bochs")
-DEBIANS = "bochs-bin"
+PACKAGED = "bochs-bin"
 BIOS = "/usr/share/bochs/BIOS-bochs-latest"
 VGABIOS = "/usr/share/vgabios/vgabios.bin"
 
@@ -177,7 +177,7 @@ def program(args):
     if not args.exact and os.access(FAST, os.X_OK):
         return FAST, "display_library: nogui"
     # Debian's has devices as plugins, a sound card, and no display that shows nothing.
-    return shutil.which(DEBIANS), """\
+    return shutil.which(PACKAGED), """\
 display_library: rfb, options="timeout=0"
 plugin_ctrl: unmapped=1, biosdev=1, speaker=0, parallel=0, iodebug=0, gameport=0
 sound: driver=dummy"""
@@ -281,7 +281,7 @@ def parse(argv):
 
 def main():
     args = parse(sys.argv[1:])
-    for path in (BIOS, VGABIOS, program(args)[0] or DEBIANS):
+    for path in (BIOS, VGABIOS, program(args)[0] or PACKAGED):
         if not os.path.exists(path):
             raise Problem(f"{path} is not installed: run build/setup vmx")
     os.makedirs(args.dir, exist_ok=True)
