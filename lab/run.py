@@ -44,9 +44,6 @@ LOAD = {
 # Put into /lib/modules for whoever wants them, if the kernel has them.
 SPARE = ("uio_pci_generic", "mdev")
 
-# All emulated CPUs on one thread: with one each, QEMU 7.2 at times keeps a translation of code
-# that another CPU patches (KVM's static keys), and both hang. Two runs fill two cores anyway.
-ACCEL = "tcg,thread=single"
 
 # The root bus has room for this many edu devices; more go behind root ports.
 EDU_ON_ROOT_BUS = 8
@@ -389,12 +386,17 @@ def edu_devices(count, ports):
     return words
 
 
+def accelerator(args):
+    """How many threads is the host's business (see its file), but instructions are counted by one."""
+    return f"tcg,thread={'single' if args.icount else bases.host()['tcg_threads']}"
+
+
 def qemu(args, kernel, files):
     """The emulated host with SVM and VT-d."""
     command = [
         shutil.which("qemu-system-x86_64") or "",
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-accel", ACCEL, "-machine", "q35,kernel-irqchip=off", "-cpu", "EPYC,+svm,+npt",
+        "-accel", accelerator(args), "-machine", "q35,kernel-irqchip=off", "-cpu", "EPYC,+svm,+npt",
         "-smp", str(args.smp), "-m", str(args.mem),
         *(["-device", f"intel-iommu,intremap=on,snoop-control={args.snoop}"]
           if args.iommu == "vtd" else []),
