@@ -552,8 +552,7 @@ def overlay(base, content, result, editor, chosen=None):
     edit_files(base, edits, content, result, editor, chosen)
     if "MAINTAINERS" in chosen:
         insert_maintainers(base, content, result)
-    if bases.fact(base, "symbol_versions"):
-        edit_files(base, last, content, result, editor, chosen)
+    edit_files(base, last, content, result, editor, chosen)
     return whole
 
 
