@@ -6,10 +6,12 @@ Prints KTAP. For each of our modules: its vermagic and the size of its struct mo
 the module it replaces; each symbol it imports has Debian's version; each structure that it shares
 with the kernel or with a module that imports from it is laid out as Debian's type information
 says. For each of Debian's modules that imports from ours: each such symbol is there, with the
-version that the module asks for. The only names that may differ from Debian's are those that
-build/bind-set gives to our modules; each of ours imports from the others what they export.
+version that the module asks for, and the prototype that Debian's type information says. The only
+names that may differ from Debian's are those that build/bind-set gives to our modules; each of
+ours imports from the others what they export.
 
-Symbol versions alone do not see what __GENKSYMS__ hides from them; the layouts do.
+Symbol versions alone do not see what __GENKSYMS__ hides from them; the layouts do. Where a kernel
+has no symbol versions, layouts and prototypes are all there is.
 """
 
 import hashlib
@@ -108,6 +110,11 @@ class Kernel:
         self.has_versions = bases.fact(base, "symbol_versions")
         self.stock, self.importers, self.strings = {}, [], {}
 
+    def gone(self):
+        """What Debian's modules export, but ours do not."""
+        return sorted(s for s, (_, module, *_) in self.stock_symvers.items()
+                      if module in OURS and s not in self.our_symvers)
+
     def ours(self, name):
         path = os.path.join(self.dir, "modules", name + ".ko")
         return Module(path, read(path, self.build))
@@ -137,12 +144,16 @@ class Kernel:
 
 # --- versions ------------------------------------------------------------------------------
 
+def wanted_of_ours(kernel, module):
+    """The symbols that this stock module imports from those that we replace."""
+    return sorted(symbol for symbol in set(module.versions) | module.undefined
+                  if kernel.stock_symvers.get(symbol, (0, ""))[1] in OURS)
+
+
 def check_importer(kernel, module):
     """What this stock module misses in ours."""
-    for symbol in sorted(set(module.versions) | module.undefined):
-        stock = kernel.stock_symvers.get(symbol)
-        if not stock or stock[1] not in OURS:
-            continue
+    for symbol in wanted_of_ours(kernel, module):
+        stock = kernel.stock_symvers[symbol]
         ours = kernel.our_symvers.get(symbol)
         if not ours or ours[1] not in OURS:
             yield f"{symbol} is not exported any more"
@@ -151,6 +162,19 @@ def check_importer(kernel, module):
                    f"the module asks for {module.versions[symbol]:#010x}")
         elif ours[2:] != stock[2:]:
             yield f"{symbol} is {' '.join(ours[2:])}, was {' '.join(stock[2:])}"
+
+
+def check_prototypes(kernel, module, stock, ours):
+    """Which functions this stock module would call in another way than ours are called, and how
+    many could be compared."""
+    wrong, compared = [], 0
+    for symbol in wanted_of_ours(kernel, module):
+        was, now = stock.get(symbol, set()), ours.get(symbol, set())
+        if was and now:
+            compared += 1
+            if not was & now:
+                wrong.append(f"{symbol} is {min(now)}, {min(was)} in Debian's")
+    return wrong, compared
 
 
 def check_vermagic(stock, ours):
@@ -252,7 +276,7 @@ def kernel_btf(kernel):
     return btf.BTF(dict(initramfs.elf_sections(elf))[".BTF"])
 
 
-def our_btf(kernel, place):
+def our_btf_data(kernel, place):
     """Type information of one of our modules, made from its debug information."""
     source = os.path.join(kernel.dir, "build", place + ".ko")
     data = read(source, kernel.build)
@@ -269,12 +293,15 @@ def our_btf(kernel, place):
             raise Problem(f"pahole cannot read the types of {os.path.relpath(source, TOP)}: "
                           f"{done.stderr.strip() or 'no output'}; run: {kernel.build}")
         os.replace(path + ".tmp", path)
-    return btf.BTF(read(path, kernel.build))
+    return read(path, kernel.build)
 
 
-def stock_layouts(kernel, wanted):
+def our_btf(kernel, place):
+    return btf.BTF(our_btf_data(kernel, place))
+
+
+def stock_layouts(kernel, base, wanted):
     """Name -> all layouts that Debian's kernel and the importers know under that name."""
-    base = kernel_btf(kernel)
     known = {}
     sources = [("the kernel", base)]
     sources += [(m.name, btf.BTF(m.btf, base)) for m in kernel.importers if m.btf]
@@ -325,6 +352,15 @@ def check_layout(mine, known):
     return wrong, compared
 
 
+def all_functions(sources):
+    """The prototypes of all functions in these."""
+    found = {}
+    for types in sources:
+        for name, prototypes in types.functions().items():
+            found.setdefault(name, set()).update(prototypes)
+    return found
+
+
 def collect(types):
     found = {}
     for name, size, members in types.structures():
@@ -356,35 +392,50 @@ class Report:
         print("KTAP version 1", f"1..{cases}", *self.lines, sep="\n")
 
 
-def check(base):
-    kernel, report = Kernel(base), Report()
-    gone = sorted(s for s, (_, module, *_) in kernel.stock_symvers.items()
-                  if module in OURS and s not in kernel.our_symvers)
-    kernel.scan(gone)
+def debian(base):
+    """Debian's kernel, with what there is to compare with, and the types of its image."""
+    kernel = Kernel(base)
+    kernel.scan(kernel.gone())
     if sorted(kernel.stock) != sorted(OURS.values()) or not kernel.importers:
         raise Problem(f"Debian's modules are not all in {os.path.relpath(kernel.folder, TOP)}; "
                       f"remove out/{base}/debian and run: build/fetch {base}")
-    mine = {place: collect(our_btf(kernel, place)) for place in OURS}
-    known = stock_layouts(kernel, set().union(*mine.values()))
+    return kernel, kernel_btf(kernel)
+
+
+def compare(kernel, base_types, types):
+    """The report on our modules, whose TYPES by their places in the kernel are these."""
+    report = Report()
+    mine = {place: collect(of) for place, of in types.items()}
+    known = stock_layouts(kernel, base_types, set().union(*mine.values()))
+    ours = all_functions(types.values())
+    stock = all_functions(btf.BTF(m.btf, base_types) for m in kernel.stock.values())
     modules = {name: kernel.ours(name) for name in OURS.values()}
     for name in bind_set.NAMES:
         report.case(f"bound {name}", check_binding(name, modules))
     report.case("bound alike", check_ids(kernel, modules))
     for place, name in OURS.items():
-        ours = modules[name]
-        report.case(f"vermagic {name}", check_vermagic(kernel.stock[name], ours))
-        report.case(f"imports {name}", check_imports(kernel, ours),
-                    f"{len(ours.versions)} symbols")
+        module = modules[name]
+        report.case(f"vermagic {name}", check_vermagic(kernel.stock[name], module))
+        report.case(f"imports {name}", check_imports(kernel, module),
+                    f"{len(module.versions or module.undefined)} symbols")
         report.case(f"within {name}", check_within(name, modules, kernel.our_symvers))
         wrong, compared = check_layout(mine[place], known)
         if not compared:
             wrong = ["there was nothing to compare"]
         report.case(f"layouts {name}", wrong, f"{compared} structures")
-    for symbol in gone:
+    for symbol in kernel.gone():
         report.case(f"removed {symbol}",
                     [f"{who} names it" for who in kernel.strings.get(symbol, [])])
     for module in kernel.importers:
-        report.case(f"importer {module.name}", check_importer(kernel, module))
+        wrong, compared = check_prototypes(kernel, module, stock, ours)
+        report.case(f"importer {module.name}", [*check_importer(kernel, module), *wrong],
+                    f"{compared} prototypes")
+    return report
+
+
+def check(base):
+    kernel, base_types = debian(base)
+    report = compare(kernel, base_types, {place: our_btf(kernel, place) for place in OURS})
     report.print()
     return 1 if report.failed else 0
 

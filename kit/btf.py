@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Read the layout of structures from BTF, the kernel's own type information."""
+"""Read layouts of structures and prototypes from BTF, the kernel's own type information."""
 
 import struct
 
-STRUCT, UNION, FWD = 4, 5, 7
+INT, POINTER, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF = range(1, 9)
+FUNCTION, PROTOTYPE, FLOAT, ENUM64 = 12, 13, 16, 19
+# What a prototype of C calls them; const, volatile and tags change nothing for a caller.
+KEYWORDS = {STRUCT: "struct ", UNION: "union ", ENUM: "enum ", ENUM64: "enum "}
 # Bytes that follow the 12 of each kind of type: (fixed, for each of its vlen items).
 EXTRA = {1: (4, 0), 2: (0, 0), 3: (12, 0), 4: (0, 12), 5: (0, 12), 6: (0, 8), 7: (0, 0),
          8: (0, 0), 9: (0, 0), 10: (0, 0), 11: (0, 0), 12: (0, 0), 13: (0, 8), 14: (4, 0),
@@ -69,3 +72,32 @@ class BTF:
                 members = {}
                 self._members(number, 0, members)
                 yield self.string(name), size, members
+
+    def _named(self, number):
+        """What a prototype says of a type; of a type that a pointer leads to, just its name."""
+        if not number:
+            return "void"
+        (name, kind, count, union, below), offset, owner = self._type(number)
+        text = owner.string(name) if name else "?"
+        if kind == POINTER:
+            return self._named(below) + " *"
+        if kind == ARRAY:
+            element, _, length = struct.unpack_from("<III", owner.types, offset + 12)
+            return f"{self._named(element)}[{length}]"
+        if kind == FWD:
+            return KEYWORDS[UNION if union else STRUCT] + text
+        if kind == PROTOTYPE:
+            of = struct.unpack_from(f"<{2 * count}I", owner.types, offset + 12)[1::2]
+            return f"{self._named(below)} ({', '.join(map(self._named, of))})"
+        if kind in (INT, FLOAT, TYPEDEF, *KEYWORDS):
+            return KEYWORDS.get(kind, "") + text
+        return self._named(below)
+
+    def functions(self):
+        """{function: its prototypes}: several, where static functions share a name."""
+        found = {}
+        for number in range(self.first, self.end):
+            (name, kind, _, _, below), _, _ = self._type(number)
+            if kind == FUNCTION:
+                found.setdefault(self.string(name), set()).add(self._named(below))
+        return found
