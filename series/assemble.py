@@ -481,8 +481,9 @@ def sort_ours(names):
         (last if name.startswith(LAST) else edits).setdefault(m["file"], []).append(
             (m["kind"], m["base"] or "", name))
     for path, list_ in edits.items():
-        if path in whole:
-            raise Problem(f"{list_[0][2]}: {whole[path]} is ours, whole; edit it directly.")
+        always = [name for _, version, name in list_ if not version]
+        if path in whole and always:
+            raise Problem(f"{always[0]}: {whole[path]} is ours, whole; edit it directly.")
     for list_ in [*edits.values(), *last.values()]:
         list_.sort()                   # cocci before patch, all bases before one
     return whole, edits, last

@@ -279,7 +279,6 @@ static int kvm_vfio_add_file(struct kvm_vfio *kv, struct file *file)
 		goto err_put_api;
 
 	list_add_tail(&kvf->node, &kv->files);
-	kvm_arch_start_assignment(kv->kvm);
 	return 0;
 
 err_put_api:
@@ -308,7 +307,6 @@ static struct kvm_vfio_file *kvm_vfio_del_file(struct kvm_vfio *kv,
 	kvf = to_kvm_vfio_file(user);
 	list_del(&kvf->node);
 	kvm_vfio_detach_tce_table(kvf);
-	kvm_arch_end_assignment(kv->kvm);
 	return kvf;
 }
 

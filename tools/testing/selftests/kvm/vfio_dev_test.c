@@ -670,13 +670,18 @@ static int open_kvm_probe(const char *function)
 	return probe < 0 ? open_probe(function, host.cpu[0]) : probe;
 }
 
-/* Each tracked file is an assignment, by which KVM knows that the VM has devices. */
+/*
+ * Each tracked file is an assignment, by which KVM knows that the VM has devices, where
+ * somebody asks.
+ */
 TEST_F(file, is_an_assignment)
 {
 	int begun, ended;
 
 	REQUIRE(host.no_probe);
 	pin(0);
+	if (open_kvm_probe("kvm_arch_has_assigned_device") < 0)
+		REQUIRE("nobody asks KVM whether the VM has devices");
 	begun = open_kvm_probe("kvm_arch_start_assignment");
 	ended = open_kvm_probe("kvm_arch_end_assignment");
 	if (begun < 0 || ended < 0)

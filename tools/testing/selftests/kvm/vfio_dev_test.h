@@ -6,8 +6,8 @@
  *
  * Nothing of the common ABI tells whether a VM is non-coherent, and what the
  * device says of itself is to be tested itself.  What it does is visible, though:
- * only in a non-coherent VM does the guest's WBINVD execute
- * wbinvd_ipi() of kvm.ko on a CPU.  So the tests let a guest execute WBINVD and
+ * only in a non-coherent VM does the guest's WBINVD execute wbinvd_ipi() of kvm.ko
+ * (or the kernel's __wbinvd()) on a CPU.  So the tests let a guest execute WBINVD and
  * count the hits of a kprobe there, CPU by CPU, with perf_event_open(2).  The
  * IOMMU's part of the truth comes from VFIO_DMA_CC_IOMMU of an attached
  * container.
@@ -913,6 +913,8 @@ static inline void find_probe(void)
 		ret = open_probes("kvm:wbinvd_ipi");
 		if (ret)	/* not a module */
 			ret = open_probes("wbinvd_ipi");
+		if (ret)	/* a KVM that has none: newer kernels share theirs with it */
+			ret = open_probes("__wbinvd");
 	}
 	if (ret)
 		snprintf(host.no_probe, sizeof(host.no_probe),
