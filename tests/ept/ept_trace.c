@@ -246,6 +246,12 @@ const char *leave_function(void)
 	return kernel_has("kvm_mmu_leave_sptes") ? "kvm_mmu_leave_sptes" : "kvm_zap_gfn_range";
 }
 
+/* Newer kernels share theirs with KVM. */
+static const char *wbinvd_function(void)
+{
+	return kernel_has("wbinvd_ipi") ? "kvm:wbinvd_ipi" : "__wbinvd";
+}
+
 /* Whether the kernel's memory could be read there. */
 static bool read_kernel(uint64_t address, void *to, size_t size)
 {
@@ -296,14 +302,14 @@ static int wbinvd_in(uint64_t function)
 	unsigned int i;
 
 	if (!read_kernel(function, code, sizeof(code)))
-		fail("/proc/kcore does not have wbinvd_ipi()");
+		fail("/proc/kcore does not have %s()", wbinvd_function());
 	for (i = 0; i + 5 <= sizeof(code); i++) {
 		memcpy(&distance, code + i + 1, sizeof(distance));
 		if (is_wbinvd(code + i) ||
 		    (code[i] == 0xe8 && begins_with_wbinvd(function + i + 5 + distance)))
 			return i;
 	}
-	fail("wbinvd_ipi() does not execute WBINVD");
+	fail("%s() does not execute WBINVD", wbinvd_function());
 }
 
 /* Where the function is that has a probe, which may stand behind an ENDBR64. */
@@ -330,13 +336,15 @@ static uint64_t address_of_probed(const char *function)
 
 void place_probes(void)
 {
+	const char *function = wbinvd_function(), *bare = strchr(function, ':');
 	char offset[16];
 
 	/* Of events on different CPUs, too, it tells which came first. */
 	must_put(TRACING "trace_clock", "counter");
-	must_put(TRACING "kprobe_events", "p:lab/wbinvd kvm:wbinvd_ipi");
-	snprintf(offset, sizeof(offset), "%d", wbinvd_in(address_of_probed("wbinvd_ipi")));
+	must_put(TRACING "kprobe_events", "p:lab/wbinvd %s", function);
+	snprintf(offset, sizeof(offset), "%d",
+		 wbinvd_in(address_of_probed(bare ? bare + 1 : function)));
 	/* In place of the first one: opening the file to write empties it. */
-	must_put(TRACING "kprobe_events", "p:lab/wbinvd kvm:wbinvd_ipi+%s\np:lab/leave kvm:%s",
-		 offset, leave_function());
+	must_put(TRACING "kprobe_events", "p:lab/wbinvd %s+%s\np:lab/leave kvm:%s",
+		 function, offset, leave_function());
 }
