@@ -51,9 +51,11 @@ typedef vm_vaddr_t gva_t;
 #define vm_alloc_pages	vm_vaddr_alloc_pages
 #define vm_alloc_page	vm_vaddr_alloc_page
 #define setup_l2(svm, rip, stack)	generic_svm_setup(svm, rip, stack)
+#define enable_nested_paging(control)	((control)->nested_ctl = SVM_NESTED_CTL_NP_ENABLE)
 #else
 /* It has a stack of its own. */
 #define setup_l2(svm, rip, stack)	((void)(stack), generic_svm_setup(svm, rip))
+#define enable_nested_paging(control)	((control)->misc_ctl |= SVM_MISC_ENABLE_NP)
 #endif
 
 #define PAGES		4	/* with a pattern, of each level */
@@ -194,7 +196,7 @@ static GUEST void l1_main(struct svm_test_data *svm, struct box *box)
 	guest_box = box;
 	setup_l2(svm, l2_main, &stack[ARRAY_SIZE(stack) - 1]);
 	if (box->nested_paging) {
-		svm->vmcb->control.nested_ctl = SVM_NESTED_CTL_NP_ENABLE;
+		enable_nested_paging(&svm->vmcb->control);
 		svm->vmcb->control.nested_cr3 = box->nested_cr3;
 	}
 	for (;;) {
