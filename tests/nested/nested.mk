@@ -16,6 +16,7 @@ SOURCES := $(TESTS)/nested/nested_test.c \
 OBJECTS := $(filter-out $(LIBVFIO_O),$(LIBKVM_OBJS))
 LDLIBS := $(filter-out -luuid,$(LDLIBS))
 
+# Static, for the lab may have an older libc than the root that this is built in.
 $(PROGRAM): $(SOURCES) $(wildcard $(TESTS)/kit/*.h) $(TESTS)/nested/nested.mk $(OBJECTS)
-	$(CC) $(filter-out -MD -MP,$(CFLAGS)) $(NAMES) -I$(TESTS)/kit $(LDFLAGS) -o $@ \
+	$(CC) $(filter-out -MD -MP,$(CFLAGS)) $(NAMES) -I$(TESTS)/kit $(LDFLAGS) -static -o $@ \
 		$(SOURCES) $(OBJECTS) $(LDLIBS)
