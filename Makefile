@@ -36,7 +36,8 @@ help:
 	@echo '  make mutants      break the device in many ways: do the tests notice?'
 	@echo '  make bench        what it costs, beside the stock modules, in instructions'
 	@echo '  make modules      $(O)/modules/{kvm,kvm-amd,kvm-intel,vfio,vfio_iommu_type1}.ko for Debian'
-	@echo '  make deb          out/deb/kvm-vfio-dkms_*.deb, the modules as a package for Debian'
+	@echo '  make deb          out/deb/kvm-vfio-dkms_*.deb, the modules as a package for Debian, for the'
+	@echo '                    same kernels as make check'
 	@echo '  make series       the patches, for git am and quilt ($(O)/series)'
 	@echo '  make shell        a shell in the emulated host, VFIO devices ready'
 	@echo
@@ -214,11 +215,11 @@ bench:
 	@bench/run --base $(subst $(empty) $(empty),$(comma),$(CHECK_BASES))
 	@bench/report $(if $(PUBLISH),--publish) $(CHECK_BASES)
 
-# For all bases: a set for each kernel in one package
+# A set for each kernel, in one package
 .PHONY: deb
 deb:
-	@set -e; for base in $(BASES); do BASE=$$base build/setup build packaging; done
-	@packaging/deb
+	@set -e; for base in $(CHECK_BASES); do BASE=$$base build/setup build packaging; done
+	@packaging/deb $(CHECK_BASES)
 
 # Needs root: packages are installed, in a chroot.
 .PHONY: check-install

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""packaging/deb: make the Debian package of the modules, out/deb/kvm-vfio-dkms_VERSION_all.deb.
+"""packaging/deb [BASE...]: make the Debian package of the modules, out/deb/kvm-vfio-dkms_VERSION_all.deb.
 
-It has a set (packaging/sets.py) for the kernel of each base, bases/*.toml, in the version that
-build/fetch has brought, and the diff that a set is made by, for `kvm-vfio add-kernel`.  The version
+It has a set (packaging/sets.py) for the kernel of each BASE, if none is named of those whose files
+say `check = true`, in the version that build/fetch has brought, and the diff that a set is made by,
+for `kvm-vfio add-kernel`.  The version
 is 1.0~gitDATE.HASH of the commit; what is not committed makes it HASH.changed.  The same commit on
 the same kernels gives the same bytes.
 """
@@ -12,6 +13,7 @@ import glob
 import os
 import shutil
 import subprocess
+import sys
 
 from kit import bases
 from kit import common
@@ -91,11 +93,14 @@ def build(name, when):
 
 
 def main():
+    wanted = sys.argv[1:] or bases.checked()
+    if unknown := [base for base in wanted if base not in bases.names()]:
+        raise Problem(f"there is no base {unknown[0]}, only {' and '.join(bases.names())}.")
     name, when = version()
     shutil.rmtree(os.path.join(OUT, "source"), ignore_errors=True)
     for old in glob.glob(os.path.join(OUT, "kvm-vfio*")):
         os.unlink(old)
-    kernels = [add_base(base, when) for base in bases.names()]
+    kernels = [add_base(base, when) for base in wanted]
     date = email.utils.formatdate(when)
     copy_debian({"MAINTAINER": MAINTAINER, "KERNELS": "\n".join(kernels), "VERSION": name,
                  "SOURCES": ", ".join(kernel.split()[-1] for kernel in kernels)})
