@@ -27,7 +27,7 @@ MAINTAINER = "kvm-vfio maintainers <kvm@vger.kernel.org>"
 # In the diff for add-kernel, in the place of what only the finished set has
 NO_ID, NO_VERSION = "00000000", "@VERSION@"
 # dkms takes a folder of one file for an empty one.
-README = """The sources are in /usr/share/kvm-vfio/sets, an archive for each kernel;
+SOURCES = """The sources are in /usr/share/kvm-vfio/sets, an archive for each kernel;
 /usr/libexec/kvm-vfio/kernel unpacks the right one where dkms builds.
 """
 
@@ -113,7 +113,7 @@ def main():
     for hook in ("postinst.d", "header_postinst.d"):
         put(f"made/kernel-hooks/{hook}/dkms-kvm-vfio",
             common.read(os.path.join(HERE, "hooks", hook)), 0o755)
-    put("made/source/README", README)
+    put("made/source/SOURCES", SOURCES)
     conf = common.read(os.path.join(HERE, "installed/dkms.conf"))
     for number, module in enumerate(os.path.basename(module) for module in bases.modules()):
         conf += (f'BUILT_MODULE_NAME[{number}]="{module}"\n'
