@@ -81,7 +81,8 @@ def parse(argv):
     parser.add_argument("--base", choices=bases.names(), default=bases.default(),
                         help=f"kernel base (default {bases.default()})")
     parser.add_argument("--machine", choices=("svm", "vmx"), default="svm")
-    parser.add_argument("--modules", choices=("ours", "stock"), default="ours")
+    parser.add_argument("--modules", default="ours", metavar="ours|stock|FOLDER",
+                        help="ours are in out/BASE/modules, or in FOLDER (default ours)")
     parser.add_argument("--kernel", choices=("debian", "debug", "distribution"),
                         default="debian")
     parser.add_argument("--snoop", choices=("on", "off"), default="on",
@@ -114,6 +115,12 @@ def parse(argv):
     parser.add_argument("--interactive", action="store_true", help="a shell, no program")
     parser.add_argument("program", nargs="*", metavar="PROGRAM [ARGS...]")
     args = parser.parse_args(argv)
+    # Where ours are
+    args.folder = os.path.join(TOP, "out", args.base, "modules")
+    if args.modules not in ("ours", "stock"):
+        args.folder, args.modules = args.modules, "ours"
+        if not os.path.isdir(args.folder):
+            raise Problem(f"--modules {args.folder}: write ours, stock or a folder of modules")
     check(args)
     return args
 
@@ -162,7 +169,7 @@ class Kernel:
                 os.path.join(root, "lib", "modules", self.release), self.release)
             self.stock_ids = self._ids()
             if args.kernel == "debian" and args.modules == "ours":
-                self._use_ours(os.path.join(out, "modules"), args.base)
+                self._use_ours(args.folder, args.base)
         if not os.path.exists(self.image):
             raise Problem(f"{self.image} is missing: {self._remedy(args)}")
 
