@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A system of Debian's (packaging/root) to install the package in: a chroot with a layer of its own.
+
+What is done in one layer is not seen in another; all are memory, and gone with the process.
+"""
+
+import ctypes
+import glob
+import os
+import re
+import shutil
+import subprocess
+
+from kit import bases
+from kit.common import TOP, Problem, read, write
+
+NAMES = [os.path.basename(place) for place in bases.modules()]
+CLONE_NEWNS = 0x20000
+# make, where it is not to take minutes: the modules that were built before, if the same is asked for
+STAND_IN = """#!/bin/sh
+for word; do
+	case $word in M=*) folder=${word#M=} ;; esac
+done
+[ -f "$folder/Kbuild" ] || exec /usr/bin/make.debian "$@"
+[ ! -e /built/fail ] || { echo "make: *** that was to be expected" >&2; exit 2; }
+cmp /built/set/SOURCE "$folder/SOURCE" && cp -r /built/set/. "$folder"
+"""
+# make, with what it makes kept
+KEEPING = """#!/bin/sh
+for word; do
+	case $word in M=*) folder=${word#M=} ;; esac
+done
+/usr/bin/make.debian "$@" || exit
+[ ! -f "$folder/Kbuild" ] || { cd "$folder" && find . -name '*.ko' -o -name SOURCE |
+	cpio -pdmu --quiet /kept; }
+"""
+
+
+def mount(*arguments):
+    subprocess.run(["mount", *arguments], check=True)
+
+
+class Wrong(Exception):
+    """What a case has found."""
+
+
+def expect(condition, what):
+    if not condition:
+        raise Wrong(what)
+
+
+def try_case(function):
+    try:
+        function()
+    except Wrong as wrong:
+        return str(wrong)
+    return ""
+
+
+class Host:
+    """The system with a layer of its own, on those of other hosts."""
+
+    work = None
+    system = None
+    count = 0
+
+    def __init__(self, below=()):
+        Host.count += 1
+        at = os.path.join(self.work, str(Host.count))
+        self.layer, self.root = at + "/upper", at + "/root"
+        self.layers = [self.layer, *below]
+        for folder in (self.layer, at + "/work", self.root):
+            os.makedirs(folder)
+        lower = ":".join([*below, self.system])
+        mount("-t", "overlay", "overlay", "-o",
+              f"lowerdir={lower},upperdir={self.layer},workdir={at}/work", self.root)
+        mount("-t", "proc", "proc", self.root + "/proc")
+        mount("-t", "tmpfs", "tmpfs", self.root + "/sys")
+        mount("-t", "tmpfs", "tmpfs", self.root + "/run")
+        mount("--rbind", "/dev", self.root + "/dev")
+        self.write("usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)
+        self.kernel = next(name for name in sorted(os.listdir(self.root + "/lib/modules"))
+                           if os.path.isdir(f"{self.root}/lib/modules/{name}/kernel"))
+        self.version = re.search(r'" Debian (\S+)"', self.read(
+            os.path.relpath(self.package_h(), self.root)))[1]
+
+    def leave(self):
+        """No more commands: its files only."""
+        for folder in ("proc", "sys", "run", "dev"):
+            subprocess.run(["umount", "-R", self.path(folder)], check=True)
+
+    @classmethod
+    def drop(cls):
+        """All that there were: their layers are memory."""
+        for number in os.listdir(cls.work):
+            if os.path.ismount(os.path.join(cls.work, number, "root")):
+                subprocess.run(["umount", "-R", os.path.join(cls.work, number, "root")], check=True)
+            shutil.rmtree(os.path.join(cls.work, number))
+
+    def package_h(self):
+        folder = os.readlink(f"{self.root}/lib/modules/{self.kernel}/build").lstrip("/")
+        return f"{self.root}/{folder}/include/generated/package.h"
+
+    def path(self, inside):
+        return os.path.join(self.root, inside)
+
+    def read(self, inside):
+        return read(self.path(inside))
+
+    def write(self, inside, text, mode=0o644):
+        write(self.path(inside), text, mode=mode)
+
+    def run(self, *words):
+        """Exit status and all that it says."""
+        done = subprocess.run(
+            ["chroot", self.root, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
+            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                 "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", "HOME": "/root"})
+        log = f"out/host/install-{os.path.basename(self.system)}.log"
+        with open(os.path.join(TOP, log), "a", encoding="utf-8") as log:
+            log.write(f"## host {Host.count}: {' '.join(words)} -> {done.returncode}\n{done.stdout}\n")
+        return done.returncode, done.stdout
+
+    def must(self, *words):
+        status, said = self.run(*words)
+        if status:
+            raise Wrong(f"{' '.join(words)} failed:\n" + "\n".join(said.splitlines()[-15:]))
+        return said
+
+    def apt(self, *words):
+        return self.must("apt-get", "-y", "--no-install-recommends", *words)
+
+    def hook(self, which="postinst.d"):
+        """What a kernel's own scripts run."""
+        return self.must("run-parts", "--exit-on-error", f"--arg={self.kernel}",
+                         f"--arg=/boot/vmlinuz-{self.kernel}", f"/etc/kernel/{which}")
+
+    def debs(self, pattern):
+        """Packages that are there to be installed, as the system names them."""
+        found = glob.glob(self.path("srv/debs/" + pattern))
+        expect(found, f"there is no {pattern} in /srv/debs: remove out/host/BASE to make it anew")
+        return ["/" + os.path.relpath(path, self.root) for path in found]
+
+    def dpkg_install(self, which):
+        """The kernel or its headers; image or headers."""
+        return self.must("dpkg", "-i", *self.debs(f"linux-{which}-{self.kernel}_*.deb"))
+
+    def remove(self, which):
+        return self.apt("remove", f"linux-{which}-{self.kernel}")
+
+    def replace_make(self, script):
+        """dkms looks for it in /usr/bin only."""
+        if not os.path.exists(self.path("usr/bin/make.debian")):
+            os.rename(self.path("usr/bin/make"), self.path("usr/bin/make.debian"))
+        self.write("usr/bin/make", script, 0o755)
+
+    def use_stand_in(self, built):
+        shutil.copytree(built, self.path("built/set"), dirs_exist_ok=True)
+        self.replace_make(STAND_IN)
+
+    def say_source(self, version):
+        """Let the kernel be made from another source."""
+        path = self.package_h()
+        write(path, f'#define LINUX_PACKAGE_ID " Debian {version}"\n')
+
+
+class Package:
+    """A package, and what dkms makes of its set for a host."""
+
+    def __init__(self, deb):
+        self.deb = deb
+        self.built = ""                 # where what make made is kept
+
+    def set_id(self, version):
+        """Of the set that it has for a kernel's source."""
+        done = subprocess.run(
+            f"dpkg-deb --fsys-tarfile '{self.deb}' | tar -xO "
+            f"'./usr/share/kvm-vfio/sets/{version}.tar.xz' | tar -xJO SOURCE",
+            shell=True, capture_output=True, text=True, check=False)
+        expect(done.returncode == 0, f"the package has no set for {version}: {done.stderr}")
+        return done.stdout.split()[1]
+
+    def copy(self, host):
+        shutil.copy(self.deb, host.path("kvm-vfio.deb"))
+
+    def install(self, host):
+        """By apt, which says: DKMS really builds, unless it has built that set before."""
+        self.copy(host)
+        self.built = os.path.join(TOP, "out/host/built", self.set_id(host.version))
+        if os.path.isdir(self.built):
+            host.use_stand_in(self.built)
+            return host.apt("install", "/kvm-vfio.deb")
+        host.replace_make(KEEPING)
+        os.makedirs(host.path("kept"))
+        said = host.apt("install", "/kvm-vfio.deb")
+        made = glob.glob(host.path("kept/**/*.ko"), recursive=True)
+        expect(len(made) == len(NAMES), "make has not made all of the set:\n" + said[-1500:])
+        shutil.copytree(host.path("kept"), self.built)
+        return said
+
+
+def enter(base):
+    """A mount namespace of our own, and room for the layers."""
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):
+        raise Problem("no mount namespace of its own: " + os.strerror(ctypes.get_errno()))
+    mount("--make-rprivate", "/")
+    Host.system = os.path.join(TOP, "out/host", base)
+    Host.work = os.path.join(TOP, "out/host/work")
+    os.makedirs(Host.work, exist_ok=True)
+    mount("-t", "tmpfs", "tmpfs", Host.work)
+    write(os.path.join(TOP, f"out/host/install-{base}.log"), "")
+
+
+# --- what must be so -----------------------------------------------------------------------------
+
+def where(host, name):
+    status, said = host.run("modinfo", "-k", host.kernel, "-F", "filename", name)
+    return said.strip() if not status else ""
+
+
+def set_of(host, path):
+    return host.run("modinfo", "-F", "kvm_vfio", path)[1].strip()
+
+
+def must_be_ours(host):
+    marks = set()
+    for name in NAMES:
+        path = where(host, name)
+        expect(f"/{host.kernel}/updates/dkms/{name}.ko" in path, f"modprobe takes {path or 'no ' + name}")
+        marks.add(set_of(host, path))
+    expect(len(marks) == 1 and marks != {""}, f"the modules are of the sets {marks}")
+    expect(marks.pop().endswith(" " + host.version), "the set is not for this kernel's source")
