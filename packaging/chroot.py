@@ -6,13 +6,14 @@ What is done in one layer is not seen in another; all are memory, and gone with 
 
 import ctypes
 import glob
+import lzma
 import os
 import re
 import shutil
 import subprocess
 
 from kit import bases
-from kit.common import TOP, Problem, read, write
+from kit.common import TOP, Problem, read, read_bytes, write
 
 NAMES = [os.path.basename(place) for place in bases.modules()]
 CLONE_NEWNS = 0x20000
@@ -221,6 +222,12 @@ def where(host, name):
 
 def set_of(host, path):
     return host.run("modinfo", "-F", "kvm_vfio", path)[1].strip()
+
+
+def module(path):
+    """A module's bytes; initramfs-tools unpacks those that the kernel has compressed."""
+    data = read_bytes(path)
+    return lzma.decompress(data) if path.endswith(".xz") else data
 
 
 def must_be_ours(host):
