@@ -50,7 +50,9 @@ help:
 	@echo '  make test-series  do bisect, cross and the build of the selftests notice faults?'
 	@echo '  make distribution-kernel   a linux-image package with the series, booted in the lab'
 	@echo '  make debian-source         the series in Debian'"'"'s own source package'
-	@echo '  make check-install         install the package in a system of Debian'"'"'s, break that, undo it'
+	@echo '  make check-install         install the package in systems of Debian'"'"'s, break that, undo it,'
+	@echo '                             boot them in the lab (as root)'
+	@echo '  make check-install-spoilt  break the package in many ways: does check-install notice?'
 	@echo '  make check-abi    only compare symbol versions and layouts with Debian'
 	@echo '  make clean        remove out/$(BASE) and out/lab; out/ itself is all else'
 	@echo
@@ -221,10 +223,18 @@ deb:
 	@set -e; for base in $(CHECK_BASES); do BASE=$$base build/setup build packaging; done
 	@packaging/deb $(CHECK_BASES)
 
-# Needs root: packages are installed, in a chroot.
+# Needs root: packages are installed, in a chroot. What dkms built there is booted in the lab.
 .PHONY: check-install
 check-install: deb
-	@packaging/selftest/install_test
+	@set -e; for base in $(CHECK_BASES); do \
+		$(MAKE) BASE=$$base modules $(DEVICE_TESTS:%=out/$$base/%); done
+	@set -e; for base in $(CHECK_BASES); do \
+		for test in install built boot; do packaging/selftest/$${test}_test $$base; done; done
+
+# Breaks the package in many ways, one at a time: do the cases of check-install notice?
+.PHONY: check-install-spoilt
+check-install-spoilt: deb
+	@set -e; for base in $(CHECK_BASES); do packaging/selftest/install_test $$base --spoilt; done
 
 .PHONY: demo
 demo: modules
