@@ -85,19 +85,6 @@ class Host:
         self.version = re.search(r'" Debian (\S+)"', self.read(
             os.path.relpath(self.package_h(), self.root)))[1]
 
-    def leave(self):
-        """No more commands: its files only."""
-        for folder in ("proc", "sys", "run", "dev"):
-            subprocess.run(["umount", "-R", self.path(folder)], check=True)
-
-    @classmethod
-    def drop(cls):
-        """All that there were: their layers are memory."""
-        for number in os.listdir(cls.work):
-            if os.path.ismount(os.path.join(cls.work, number, "root")):
-                subprocess.run(["umount", "-R", os.path.join(cls.work, number, "root")], check=True)
-            shutil.rmtree(os.path.join(cls.work, number))
-
     def package_h(self):
         folder = os.readlink(f"{self.root}/lib/modules/{self.kernel}/build").lstrip("/")
         return f"{self.root}/{folder}/include/generated/package.h"
