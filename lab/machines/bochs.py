@@ -28,6 +28,7 @@ import struct
 import subprocess
 import sys
 
+from kit import bases
 from kit import kernel_image
 from kit.common import TOP, Problem, write
 
@@ -129,7 +130,7 @@ def boot_sector(folder):
     """Assemble bochs_boot.S."""
     source = os.path.join(HERE, "bochs_boot.S")
     target = os.path.join(folder, "bochs_boot.bin")
-    for command in (["gcc", "-c", "-o", target + ".o", source],
+    for command in ([bases.host()["compiler"], "-c", "-o", target + ".o", source],
                     ["ld", "-m", "elf_x86_64", "-Ttext=0x7c00", "--oformat=binary", "-e", "_start",
                      "-o", target, target + ".o"]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
