@@ -67,7 +67,11 @@ position p;
  kvm_leave_tdp_mmu_sptes(...)
  {
  <+...
+(
  kvm_tdp_mmu_invalidate_all_roots@p(E)
+|
+ kvm_tdp_mmu_invalidate_roots@p(E, ...)
+)
  ...+>
  }
 
@@ -78,7 +82,7 @@ identifier f;
 @@
  lockdep_assert_held_write(&E->mmu_lock);
  ... when != write_unlock(&E->mmu_lock)
- f@p(E);
+ f@p(E, ...);
  ... when != write_unlock(&E->mmu_lock)
      when != cond_resched_rwlock_write(...)
      when != kvm_zap_shadow_pages(...)
@@ -93,7 +97,7 @@ coccilib.report.print_report(p[0], "roots are invalidated without mmu_lock, or v
 @torn_down@
 position p;
 @@
- kvm_tdp_mmu_zap_invalidated_roots@p(...)
+ kvm_mmu_tear_down_roots@p(...)
 
 @torn_down_ok exists@
 expression E;
