@@ -263,13 +263,17 @@ static unsigned int kvm_flush_owed(struct kvm *kvm)
  */
 #define KVM_ROOTS_TEARDOWN_RETRY	(HZ / 50 ?: 1)
 
+static void kvm_queue_roots_teardown(struct kvm *kvm, unsigned long delay)
+{
+	queue_delayed_work(system_dfl_wq, &kvm->roots_teardown.work, delay);
+}
+
 static void kvm_tear_down_roots(struct kvm *kvm)
 {
 	struct kvm_roots_teardown *teardown = &kvm->roots_teardown;
 
 	if (!mutex_trylock(&kvm->slots_lock)) {
-		queue_delayed_work(system_unbound_wq, &teardown->work,
-				   KVM_ROOTS_TEARDOWN_RETRY);
+		kvm_queue_roots_teardown(kvm, KVM_ROOTS_TEARDOWN_RETRY);
 		return;
 	}
 	clear_bit(0, &teardown->pending);
@@ -319,7 +323,7 @@ static void kvm_schedule_roots_teardown(struct kvm *kvm)
 			return;
 		kvm_put_kvm_no_destroy(kvm);
 	}
-	queue_delayed_work(system_unbound_wq, &teardown->work, 0);
+	kvm_queue_roots_teardown(kvm, 0);
 }
 
 /**
