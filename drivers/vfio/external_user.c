@@ -221,6 +221,6 @@ const struct vfio_external_user_api vfio_external_user_api = {
 	.find = vfio_external_user_find,
 	.coherency = vfio_external_user_coherency,
 	.drain_open = vfio_file_drain_open,
-	.iommu_group = vfio_file_iommu_group,
+	.iommu_group = IS_ENABLED(CONFIG_VFIO_GROUP) ? vfio_file_iommu_group : NULL,
 };
 EXPORT_SYMBOL_GPL(vfio_external_user_api);

@@ -99,7 +99,8 @@ struct vfio_external_user {
  * @find: vfio_external_user_find()
  * @coherency: vfio_external_user_coherency()
  * @drain_open: vfio_file_drain_open()
- * @iommu_group: vfio_file_iommu_group(), for the sPAPR TCE tables of ppc64
+ * @iommu_group: vfio_file_iommu_group(), for the sPAPR TCE tables of ppc64, which
+ *	select groups; NULL in a kernel without
  *
  * One symbol for all of them, because looking a symbol up by its name is what
  * costs most.
