@@ -48,7 +48,13 @@ static void runs_between(const char *function)
 	becomes_coherent(change_held_between);
 }
 
-static void test_runs_before_invalid(void)	{ runs_between("kvm_tdp_mmu_invalidate_all_roots"); }
+static void test_runs_before_invalid(void)
+{
+	/* Linux 7.3 tells it which roots. */
+	runs_between(kernel_has("kvm_tdp_mmu_invalidate_roots") ?
+		     "kvm_tdp_mmu_invalidate_roots" : "kvm_tdp_mmu_invalidate_all_roots");
+}
+
 static void test_runs_before_request(void)	{ runs_between("kvm_make_all_cpus_request"); }
 
 /*
@@ -65,7 +71,7 @@ static void change_with_slow_vcpu(void)
 
 static void slow_vcpu(int attr)
 {
-	hold_at("kvm_load_guest_xsave_state", "armed=0 for_ms=300");
+	hold_at("vmx_vcpu_run", "armed=0 for_ms=300");
 	change_attr = attr;
 	changes(change_with_slow_vcpu, attr == KVM_DEV_VFIO_GROUP_ADD);
 	unload("hold");
