@@ -246,12 +246,6 @@ const char *leave_function(void)
 	return kernel_has("kvm_mmu_leave_sptes") ? "kvm_mmu_leave_sptes" : "kvm_zap_gfn_range";
 }
 
-/* Newer kernels share theirs with KVM. */
-static const char *wbinvd_function(void)
-{
-	return kernel_has("wbinvd_ipi") ? "kvm:wbinvd_ipi" : "__wbinvd";
-}
-
 /* Whether the kernel's memory could be read there. */
 static bool read_kernel(uint64_t address, void *to, size_t size)
 {

@@ -107,10 +107,12 @@ long long vm_number(pid_t creator, int vm, const char *name)
 /* wbinvd; hlt; jmp to the start */
 static const uint8_t wbinvd_code[] = { 0x0f, 0x09, 0xf4, 0xeb, 0xfb };
 
-/* What executes a guest's WBINVD: KVM's own, or what newer kernels share with KVM */
-static const char *const wbinvd_functions[] = { "kvm:wbinvd_ipi", "__wbinvd" };
+static int probe = -1;	/* counts wbinvd_function() on CPU 0 */
 
-static int probe = -1;	/* counts that one on CPU 0 */
+const char *wbinvd_function(void)
+{
+	return kernel_has("wbinvd_ipi") ? "kvm:wbinvd_ipi" : "__wbinvd";
+}
 
 /* In a thread, so that each VM has a creator of its own; it may not fail(). */
 static void *create_in_thread(void *arg)
@@ -143,19 +145,17 @@ void make_wbinvd_vm(struct wbinvd_vm *vm)
 
 void count_flushes(void)
 {
-	struct perf_event_attr attr = { .size = sizeof(attr) };
+	struct perf_event_attr attr = {
+		.size = sizeof(attr),
+		.kprobe_func = (uintptr_t)wbinvd_function(),
+	};
 	long type = get_number(KPROBE_TYPE);
-	size_t i;
 
 	if (type < 0)
 		fail("%s: %s", KPROBE_TYPE, strerror(-type));
 	attr.type = type;
 	must(pin(0, 0));
-	for (i = 0; i < 2 && probe < 0; i++) {
-		attr.kprobe_func = (uintptr_t)wbinvd_functions[i];
-		probe = syscall(SYS_perf_event_open, &attr, -1, 0, -1, PERF_FLAG_FD_CLOEXEC);
-	}
-	must(probe);
+	probe = must(syscall(SYS_perf_event_open, &attr, -1, 0, -1, PERF_FLAG_FD_CLOEXEC));
 }
 
 static uint64_t flushes(void)
