@@ -310,26 +310,7 @@ static const char * const often[] = {
 
 TEST_F_TIMEOUT(cdev_walk, result_flag_and_flush, 240)
 {
-	const char *seed = getenv("VFIO_DEV_TEST_SEED");
-	uint32_t state = seed ? atoi(seed) : 1;
-	struct outcome o;
-	char text[32];
-	struct op op;
-	int i;
-
-	for (i = 0; i < 400; i++) {
-		random_op(&self->world, often, ARRAY_SIZE(often), &state, &op);
-		observe(&self->world, &op, &o);
-		print_op(&op, text, sizeof(text));
-		ASSERT_EQ(o.expected_result, o.result)
-			TH_LOG("result of step %d, %s", i, text);
-		ASSERT_EQ(o.expected_flag[0], o.flag[0])
-			TH_LOG("VM A after step %d, %s", i, text);
-		ASSERT_EQ(o.expected_flag[1], o.flag[1])
-			TH_LOG("VM B after step %d, %s", i, text);
-		ASSERT_EQ(o.flush_owed, o.flushed)
-			TH_LOG("during step %d, %s", i, text);
-	}
+	WALK(&self->world, often, 400, 1, WALK_RESULTS | WALK_FLUSHES);
 }
 
 /* --- Groups in an iommufd's container --- */

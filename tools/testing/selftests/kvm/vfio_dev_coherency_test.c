@@ -306,62 +306,18 @@ static const char * const often[] = {
 
 TEST_F_TIMEOUT(walk, result_and_flag, 120)
 {
-	const char *seed = getenv("VFIO_DEV_TEST_SEED");
-	uint32_t state = seed ? atoi(seed) : 1;
-	struct outcome o;
-	char text[32];
-	struct op op;
-	int i;
-
-	for (i = 0; i < WALK_STEPS; i++) {
-		random_op(&self->world, often, ARRAY_SIZE(often), &state, &op);
-		observe(&self->world, &op, &o);
-		print_op(&op, text, sizeof(text));
-		ASSERT_EQ(o.expected_result, o.result)
-			TH_LOG("result of step %d, %s", i, text);
-		ASSERT_EQ(o.expected_flag[0], o.flag[0])
-			TH_LOG("VM A after step %d, %s", i, text);
-		ASSERT_EQ(o.expected_flag[1], o.flag[1])
-			TH_LOG("VM B after step %d, %s", i, text);
-	}
+	WALK(&self->world, often, WALK_STEPS, 1, WALK_RESULTS);
 }
 
 TEST_F_TIMEOUT(walk, flush, 120)
 {
-	const char *seed = getenv("VFIO_DEV_TEST_SEED");
-	uint32_t state = seed ? atoi(seed) : 2;
-	struct outcome o;
-	char text[32];
-	struct op op;
-	int i;
-
-	for (i = 0; i < WALK_STEPS; i++) {
-		random_op(&self->world, often, ARRAY_SIZE(often), &state, &op);
-		observe(&self->world, &op, &o);
-		print_op(&op, text, sizeof(text));
-		ASSERT_EQ(o.flush_owed, o.flushed)
-			TH_LOG("during step %d, %s", i, text);
-	}
+	WALK(&self->world, often, WALK_STEPS, 2, WALK_FLUSHES);
 }
 
 TEST_F_TIMEOUT(walk, state, 120)
 {
-	const char *seed = getenv("VFIO_DEV_TEST_SEED");
-	uint32_t state = seed ? atoi(seed) : 3;
-	int i, ret, expected;
-	char text[32];
-	struct op op;
-
 	REQUIRE(no_state(&self->world.vm[0]));
-	for (i = 0; i < 2 * WALK_STEPS; i++) {
-		random_op(&self->world, often, ARRAY_SIZE(often), &state, &op);
-		print_op(&op, text, sizeof(text));
-		expected = 0;
-		ret = op.kind->run(&self->world, &op, &expected);
-		ASSERT_EQ(expected, ret);
-		ASSERT_TRUE(state_agrees(&self->world, 0) && state_agrees(&self->world, 1))
-			TH_LOG("after step %d, %s", i, text);
-	}
+	WALK(&self->world, often, 2 * WALK_STEPS, 3, WALK_STATES);
 }
 
 /* --- WBINVD of the guest --- */

@@ -236,6 +236,13 @@ static inline bool state_agrees(const struct world *w, int vm)
 	return vm_state_is(&w->vm[vm], files, noncoherent);
 }
 
+/* Without a look at the VMs, whose guests do not run. */
+static inline void run_op(struct world *w, const struct op *op, struct outcome *o)
+{
+	memset(o, 0, sizeof(*o));
+	o->result = op->kind->run(w, op, &o->expected_result);
+}
+
 /* A VM of which the device says anything else has that instead of a flag. */
 #define STATE_DISAGREES	(-EUCLEAN)
 
@@ -301,6 +308,46 @@ static inline const char *next_word(const char **steps, char *word, size_t size)
 			TH_LOG("VM A after %s in \"%s\"", word, all);		\
 		EXPECT_EQ(o.expected_flag[1], o.flag[1])			\
 			TH_LOG("VM B after %s in \"%s\"", word, all);		\
+	}									\
+} while (0)
+
+/* What a walk compares with the model after each step: results and flags, flushes, or states. */
+#define WALK_RESULTS	1
+#define WALK_FLUSHES	2
+#define WALK_STATES	4
+
+/* NR_STEPS of the NAMES, chosen by VFIO_DEV_TEST_SEED, else by SEED. A macro as FOLLOW() is. */
+#define WALK(place, names, nr_steps, seed, checks) do {				\
+	const char *told = getenv("VFIO_DEV_TEST_SEED");			\
+	uint32_t state = told ? atoi(told) : (seed);				\
+	const unsigned int compared = (checks);					\
+	struct world *here = (place);						\
+	struct outcome o;							\
+	char text[32];								\
+	struct op op;								\
+	int nr;									\
+										\
+	for (nr = 0; nr < (nr_steps); nr++) {					\
+		random_op(here, names, ARRAY_SIZE(names), &state, &op);		\
+		print_op(&op, text, sizeof(text));				\
+		if (compared & (WALK_RESULTS | WALK_FLUSHES))			\
+			observe(here, &op, &o);					\
+		else								\
+			run_op(here, &op, &o);					\
+		ASSERT_EQ(o.expected_result, o.result)				\
+			TH_LOG("result of step %d, %s", nr, text);		\
+		if (compared & WALK_RESULTS) {					\
+			ASSERT_EQ(o.expected_flag[0], o.flag[0])		\
+				TH_LOG("VM A after step %d, %s", nr, text);	\
+			ASSERT_EQ(o.expected_flag[1], o.flag[1])		\
+				TH_LOG("VM B after step %d, %s", nr, text);	\
+		}								\
+		if (compared & WALK_FLUSHES)					\
+			ASSERT_EQ(o.flush_owed, o.flushed)			\
+				TH_LOG("during step %d, %s", nr, text);		\
+		if (compared & WALK_STATES)					\
+			ASSERT_TRUE(state_agrees(here, 0) && state_agrees(here, 1)) \
+				TH_LOG("after step %d, %s", nr, text);		\
 	}									\
 } while (0)
 
