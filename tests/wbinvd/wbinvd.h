@@ -78,6 +78,7 @@ void fully_preemptible(void);
 void unplug_a_noted_cpu(void);
 void change_with_a_cpu_offline(void);
 void unplug_under_a_running_vcpu(void);
+void unplug_held_halfway(void);
 
 extern const struct scenario no_exit_scenarios[];
 extern const int no_exit_count;

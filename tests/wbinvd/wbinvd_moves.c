@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <sys/syscall.h>
 
+#include "hold.h"
 #include "wbinvd.h"
 
 /* ---- a running vCPU ------------------------------------------------------ */
@@ -284,4 +285,61 @@ void unplug_under_a_running_vcpu(void)
 	phase_end();
 	vcpu_leave(v);
 	cpu2_online();
+}
+
+static void *cpu2_goes(void *unused)
+{
+	set_cpu2_online(false);
+	return NULL;
+}
+
+/*
+ * A CPU on its way down leaves cpu_active_mask first, and cpu_online_mask well
+ * after that. Hold it at FUNCTION, in between: a flush has to reach it all the same.
+ * @own: what it has written back by itself until then
+ */
+static void flush_a_cpu_held_at(struct vcpu *v, const char *function, const char *options,
+				int own)
+{
+	pthread_t thread;
+
+	phase("running on CPUs 2 and 1 flushes nothing");
+	vcpu_run_on(v, 2);
+	vcpu_run_on(v, 1);
+	phase_end();
+
+	hold_at(function, options);
+	phase("CPU 2, held at %s() on its way down, writes back %d times", function, own);
+	must(-pthread_create(&thread, NULL, cpu2_goes, NULL));
+	wait_until(somebody_is_held, "CPU 2 is held");
+	expect_unrelated(2, own, own);
+	phase_end();
+
+	phase("WBINVD on CPU 1 flushes CPU 2 as well, which is held on its way down");
+	vcpu_enter(v);
+	vcpu_wbinvd(v, 1);
+	expect_flush(1);
+	expect_flush(2);
+	vcpu_leave(v);
+	phase_end();
+
+	phase("CPU 2 goes on: KVM's WBINVD, if it is to come, and the kernel's own");
+	let_go();
+	must(-pthread_join(thread, NULL));
+	expect_unrelated(2, 2 - own, 2 - own);
+	phase_end();
+	forget_hold();
+	cpu2_online();
+}
+
+void unplug_held_halfway(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+
+	v = noncoherent_vm(&vm, group_open(0), 1);
+	flush_a_cpu_held_at(v, "workqueue_offline_cpu", "", 0);
+	/* Older kernels call KVM with all other CPUs stopped: nobody can come in between. */
+	if (kernel_has("kvm_offline_cpu"))
+		flush_a_cpu_held_at(v, "kvm_offline_cpu", "at_return=1", 1);
 }

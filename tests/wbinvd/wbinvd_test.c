@@ -521,6 +521,7 @@ static const struct scenario scenarios[] = {
 	{ "hot-unplug of a CPU used before", unplug_a_noted_cpu },
 	{ "change with a CPU offline", change_with_a_cpu_offline },
 	{ "hot-unplug under a running vCPU", unplug_under_a_running_vcpu },
+	{ "WBINVD while a CPU is on its way down", unplug_held_halfway },
 };
 
 /* Its argument: a module as above, or preempt=full as the kernel has it. */
