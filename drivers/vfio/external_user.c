@@ -2,15 +2,14 @@
 /*
  * VFIO external users
  *
- * A VM monitor hands KVM the VFIO files whose devices its VM uses.  KVM then
- * needs two things from VFIO: that the file stays, and to hear about every change
- * of the coherency of its DMA before the change can have an effect.  And VFIO's
- * drivers have to know the VM.  <linux/vfio_external_user.h> is what KVM sees of
- * this, external_user.h what the rest of VFIO sees.
+ * A VM monitor hands KVM the VFIO files whose devices its VM uses.  KVM keeps
+ * them open, and has to hear about every change of the coherency of their DMA
+ * before that change takes effect.  VFIO's drivers have to know the VM.  KVM sees
+ * <linux/vfio_external_user.h> of this, the rest of VFIO sees external_user.h.
  *
- * Each object that a VFIO file stands for has a slot.  VFIO writes the state
- * of the DMA into it where that state changes, KVM puts its users into it.
- * That way neither of the two has to search for the other.
+ * Each object that a VFIO file stands for has a slot.  VFIO records the state of
+ * the DMA there when it changes; KVM registers its users there.  Neither has to
+ * search for the other.
  */
 #include <linux/err.h>
 #include <linux/file.h>
@@ -35,7 +34,7 @@ void vfio_external_slot_destroy(struct vfio_external_slot *slot)
 	mutex_destroy(&slot->lock);
 }
 
-/* Tell a user that its DMA changes, if that is a change to it. */
+/* Tell a user about a change of its file's DMA, if it is one. */
 static void vfio_external_user_tell(struct vfio_external_user *user,
 				    enum vfio_dma_coherency from,
 				    enum vfio_dma_coherency to)
@@ -51,8 +50,8 @@ static void vfio_external_user_tell(struct vfio_external_user *user,
  * @slot: slot of the file
  * @coherency: that state from now on
  *
- * Call this with the lock held that protects the attachment of the file, after
- * attaching it and before its owner can know, or after detaching it.
+ * Called under the lock that protects the attachment of the file: after attaching
+ * it, before its owner can use that, and after detaching it.
  *
  * Context: may sleep; takes @slot->lock and what the users take
  */
@@ -108,9 +107,9 @@ struct kvm *vfio_external_slot_kvm(struct vfio_external_slot *slot)
  * @user: the user, with its ops and its VM set
  * @file: the file
  *
- * Takes a reference to @file and makes its VM known to the VFIO drivers that
- * open a device of it later.  If the file is attached to an IOMMU domain, @user
- * has heard so when this returns.
+ * Takes a reference to @file and makes the VM known to the VFIO drivers that
+ * open a device of it later.  If @file is attached to an IOMMU domain, @user has
+ * been called when this returns.
  *
  * Context: may sleep; takes the slot's lock.  The caller must hold neither
  *	kvm->lock nor anything coherency_changed() takes.
@@ -146,8 +145,8 @@ out_unlock:
  * @kvm: the VM
  *
  * If the file is attached, the user gets a final callback with VFIO_DMA_NONE.
- * It gets no further one.  The reference to the file becomes the caller's, who
- * calls vfio_file_drain_open() before dropping it and before the VM may end.
+ * The reference to the file passes to the caller, who has to call
+ * vfio_file_drain_open() before dropping it and before the VM may end.
  *
  * Context: as vfio_external_user_get()
  * Return: the user, or NULL if @file is not tracked for @kvm, and then nothing
@@ -177,8 +176,8 @@ static struct vfio_external_user *vfio_external_user_del(struct file *file,
  * @file: any file
  * @kvm: the VM
  *
- * Context: may sleep; takes the slot's lock.  The caller makes sure that the
- *	VM's users do not go away meanwhile.
+ * Context: may sleep; takes the slot's lock.  The caller keeps the VM's users
+ *	from being deleted meanwhile.
  * Return: the user, NULL if @file is not tracked for @kvm, or -EINTR if the task
  *	was killed while it waited for a change in progress
  */
@@ -203,7 +202,7 @@ static struct vfio_external_user *vfio_external_user_find(struct file *file,
  * vfio_external_user_coherency - what a user's file does right now
  * @user: a user, between get() and del()
  *
- * While a change is in progress this is what the user is about to hear.
+ * During a change this is the state that the user is about to be told.
  *
  * Context: any; takes nothing
  * Return: the coherency of the file's DMA

@@ -16,14 +16,14 @@ struct vfio_device;
 
 /**
  * struct vfio_external_slot - where a VFIO file's external users register
- * @lock: protects the other members and is held while users are called, so
- *	that a user hears of changes in the order in which they happen and of
- *	none after it has left.  Taken inside VFIO's group, container and device
- *	set locks.  Never held across a wait for user space.
+ * @lock: protects the other members.  Held while users are called, so that a
+ *	user is told of changes in their order, and of none after del().  Taken
+ *	inside VFIO's group, container and device set locks.  Never held across
+ *	a wait for user space.
  * @users: the users, one for each VM that tracks the file, the latest first
- * @coherency: of the file's DMA, right now.  Kept up to date whether or not
- *	there are users, so that a new one need not take VFIO's locks to learn
- *	it.  Written under @lock; a single look may do without.
+ * @coherency: the present state of the file's DMA.  Kept up to date even without
+ *	users, so that a new one can learn it without VFIO's locks.  Written
+ *	under @lock; a single read does without.
  *
  * Embedded in the object that a VFIO file stands for.  The file, which each user
  * holds a reference to, keeps that object alive.

@@ -12,7 +12,7 @@
  * keeps that reference, and so vfio.ko, for as long as it has any user.
  *
  * Several VMs may track one file: that is how a monitor hands its devices to the
- * one that replaces it.  Each of them hears every change and lets go on its own.
+ * one that replaces it.  Each is told every change, and each stops on its own.
  *
  * Lock order, outermost first:
  *
@@ -24,9 +24,9 @@
  *   6. what coherency_changed() takes
  *
  * 1 and 6 are therefore different locks.  get(), del() and find() take none of 2 to
- * 4, and 5 is held across nothing that user space can hold up, so neither can they
- * be.  drain_open() takes a lock of 2 and can take long, so it is called without
- * 1, unless nobody else can want that any more.
+ * 4, and 5 is never held across a wait for user space, so they do not wait for it
+ * either.  drain_open() takes a lock of 2 and can take long: call it without 1,
+ * unless no other task can want 1 any more.
  */
 #ifndef _LINUX_VFIO_EXTERNAL_USER_H
 #define _LINUX_VFIO_EXTERNAL_USER_H

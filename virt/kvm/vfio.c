@@ -19,16 +19,15 @@
  * VFIO calls.  Neither of them is taken under kvm->lock, nor is any of VFIO's
  * locks: some drivers take kvm->lock while VFIO's group lock is held.
  *
- * Nothing that user space can hold up is waited for under either of them, but by
- * the last close of the device, when nobody else can want files_lock any more: some
- * kernels wait for VFIO's group lock there.  Who only reads the state can be killed
- * while it waits for them.
+ * Neither is held across a wait that user space can prolong.  The exception is
+ * the last close of the device, where no other task can want files_lock: some
+ * kernels take VFIO's group lock there.  Readers of the state wait killably.
  *
- * What is known stands in one place: in VFIO's slot the coherency of a file, here
- * which files there are and how many of them make the VM non-coherent, and with
- * the architecture whether it is.  The count is there because a change must not
- * look at all the files; it changes with the architecture's flag, under
- * coherency_lock.
+ * Each fact has one place.  The coherency of a file is in VFIO's slot.  Which
+ * files are tracked, and how many of them make the VM non-coherent, is here.
+ * Whether the VM is non-coherent is up to the architecture.  The count saves a
+ * change from walking the files; it and the architecture's flag change together,
+ * under coherency_lock.
  */
 #include <linux/err.h>
 #include <linux/file.h>
@@ -177,9 +176,10 @@ static void kvm_vfio_detach_tce_table(struct kvm_vfio_file *kvf)
 }
 
 /*
- * The group of a file, referenced.  A device's file has none, nor has a group that
- * was removed.  This takes VFIO's group lock, which can be held for long, so
- * files_lock is not held; and as that protects kvm_vfio.vfio, vfio.ko is looked up.
+ * The IOMMU group of a file, referenced.  NULL for a device's file and for a group
+ * that was removed.  This takes VFIO's group lock, which can be held for long, so
+ * it runs without files_lock, and has to look vfio.ko up itself: kvm_vfio.vfio is
+ * protected by files_lock.
  */
 static struct iommu_group *kvm_vfio_get_iommu_group(struct file *file)
 {
@@ -207,7 +207,7 @@ static int kvm_vfio_attach_tce_table(struct kvm_vfio *kv, struct file *file,
 	if (IS_ERR(kvf))
 		return PTR_ERR(kvf);
 
-	/* The file's group does not change, but it can be removed. */
+	/* A file's group never becomes another one, but it can be removed. */
 	if (kvf->iommu_group)
 		return kvm_spapr_tce_attach_iommu_group(kv->kvm, tablefd,
 							kvf->iommu_group);
@@ -289,8 +289,8 @@ err_free:
 }
 
 /*
- * Stop tracking @file.  What is left of it is for kvm_vfio_free_file(), without
- * files_lock.  Returns NULL if the VM does not track it.
+ * Stop tracking @file.  The caller passes the result to kvm_vfio_free_file(), after
+ * dropping files_lock.  Returns NULL if the VM does not track @file.
  */
 static struct kvm_vfio_file *kvm_vfio_del_file(struct kvm_vfio *kv,
 					       struct file *file)
@@ -311,8 +311,8 @@ static struct kvm_vfio_file *kvm_vfio_del_file(struct kvm_vfio *kv,
 }
 
 /*
- * This waits for a device of the file that is being opened, which can take long,
- * so no lock is held that somebody else waits for.  The file still holds vfio.ko.
+ * This waits until a device of the file that is just being opened is open, which
+ * can take long: hold no lock that another task may want.  The file pins vfio.ko.
  */
 static void kvm_vfio_free_file(const struct vfio_external_user_api *vfio,
 			       struct kvm_vfio_file *kvf)
@@ -397,9 +397,9 @@ static unsigned int kvm_vfio_count_files(struct kvm_vfio *kv)
 }
 
 /*
- * The state of the VM at one moment.  coherency_lock is held for no longer than
- * that: a reader may be preempted, and a change waits for it with VFIO's locks held.
- * Nor does a change in progress keep the reader from being killed.
+ * A consistent snapshot of the VM's state.  Keep coherency_lock for that only: a
+ * change that waits for a preempted reader does so with VFIO's locks held.  The
+ * reader, in turn, waits for a change in progress killably.
  */
 static int kvm_vfio_read_vm_state(struct kvm_vfio *kv,
 				  struct kvm_vfio_vm_state *to)
@@ -463,7 +463,7 @@ out_fput:
 	return copy_to_user(arg, &state, sizeof(state)) ? -EFAULT : 0;
 }
 
-/* Of a VM that was created by a thread that had ended, only the host knows it. */
+/* If the creator had ended before the device was created, only the host knows its ID. */
 static pid_t kvm_vfio_creator(struct kvm_vfio *kv)
 {
 	struct pid_namespace *reader = task_active_pid_ns(current);
@@ -566,8 +566,9 @@ static int kvm_vfio_set_attr(struct kvm_device *dev,
 }
 
 /*
- * The thread that created the VM.  Its number may be another thread's by now, if
- * it has ended; not one of the process's, or it is as good as that.
+ * The thread that created the VM, NULL if it has ended.  Its ID may have been
+ * reused since: believe it only for a thread of this process, by which the VM
+ * can be found just as well.
  */
 static struct pid *kvm_vfio_get_creator(struct kvm *kvm)
 {
@@ -612,8 +613,8 @@ static int kvm_vfio_create(struct kvm_device *dev, u32 type)
 }
 
 /*
- * The file descriptor is gone, so nobody but VFIO can call any more.  This is
- * not left to kvm_vfio_release() because that one runs under kvm->lock.
+ * The last descriptor is closed: only VFIO can still call.  Not done in
+ * kvm_vfio_release(), which runs under kvm->lock.
  */
 static void kvm_vfio_close(struct kvm_device *dev)
 {
@@ -622,7 +623,7 @@ static void kvm_vfio_close(struct kvm_device *dev)
 
 	lockdep_assert_not_held(&dev->kvm->lock);
 
-	/* Nobody else wants files_lock any more, so it may be held all the time. */
+	/* No other task can want files_lock, so it may be held across waits. */
 	mutex_lock(&kv->files_lock);
 	list_for_each_entry_safe(kvf, tmp, &kv->files, node) {
 		kvm_vfio_del_file(kv, kvf->user.file);
