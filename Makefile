@@ -135,7 +135,7 @@ $(PROGRAMS): | setup
 
 # What all of them share; those whose oracle counts WBINVDs have their phases as well.
 KIT := $(addprefix tests/kit/,lab.c files.c hold.c vfio.c vm.c)
-KIT_HEADERS := $(wildcard tests/kit/*.h)
+KIT_HEADERS := $(wildcard tests/kit/*.h) tools/testing/selftests/kvm/vfio_dev_uapi.h
 
 LAB_TESTS := $(addprefix out/lab/,wbinvd_test ept_test mixed_test mtty_test mixtures_test)
 out/lab/wbinvd_test: tests/kit/wbinvd_phase.c

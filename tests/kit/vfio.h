@@ -11,29 +11,7 @@
 #include <stdint.h>
 
 #include "files.h"
-
-/* An extension that no distribution's headers have. */
-#ifndef KVM_DEV_VFIO_STATE
-#define KVM_DEV_VFIO_STATE		0x1000
-#define KVM_DEV_VFIO_STATE_VM		1
-#define KVM_DEV_VFIO_STATE_FILE		2
-
-struct kvm_vfio_vm_state {
-	__u32 noncoherent;
-	__u32 files;
-	__u32 noncoherent_files;
-	__u32 pad;
-};
-
-struct kvm_vfio_file_state {
-	__s32 fd;
-	__u32 coherency;
-};
-
-#define KVM_VFIO_FILE_NOT_ATTACHED	0
-#define KVM_VFIO_FILE_ENFORCED		1
-#define KVM_VFIO_FILE_NOT_ENFORCED	2
-#endif
+#include "../../tools/testing/selftests/kvm/vfio_dev_uapi.h"
 
 /* ---- IOMMU groups -------------------------------------------------------- */
 
