@@ -1,16 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // expect: init_slot 1
+// expect: no_ref_lock 1
 // expect: destroy_slot 1
 
-// Instead of a pointer to a VM and its lock
 @init_slot@
 expression df;
 @@
  vfio_allocate_device_file(...)
  {
  <+...
--	spin_lock_init(&df->kvm_ref_lock);
 +	vfio_external_slot_init(&df->external);
+ 	spin_lock_init(&df->kvm_ref_lock);
+ ...+>
+ }
+
+// It protected the file's pointer to a VM.
+@no_ref_lock@
+expression df;
+@@
+ vfio_allocate_device_file(...)
+ {
+ <+...
+-	spin_lock_init(&df->kvm_ref_lock);
  ...+>
  }
 

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
+// expect: keep_while_coherent 2
+// expect: keep_this_cpu 2
 // expect: include 1
 // expect: load 1
 // expect: emulate_noskip 1
@@ -30,6 +32,46 @@
 // expect: pre_destroy_vm 1
 // expect: exit 1
 
+// The repair of wbinvd_dirty_mask alone, for those who want no more.  What comes
+// below replaces it.
+@keep_while_coherent@
+identifier vcpu, cpu;
+expression exits, mask;
+statement S;
+@@
+ kvm_arch_vcpu_load(struct kvm_vcpu *vcpu, int cpu)
+ {
+ ...
+-	if (need_emulate_wbinvd(vcpu)) {
++	if (vcpu->cpu != cpu) {
++		/* Coherent or not: it has to be known when the VM becomes non-coherent. */
+ 		if (exits)
+ 			cpumask_set_cpu(cpu, mask);
+ 		else if (vcpu->cpu != -1 &&
+-			 vcpu->cpu != cpu
++			 need_emulate_wbinvd(vcpu)
+ 			)
+ 			S
+ 	}
+ ...
+ }
+
+@keep_this_cpu@
+identifier vcpu, cpu;
+expression mask;
+@@
+ kvm_emulate_wbinvd_noskip(struct kvm_vcpu *vcpu)
+ {
+ <+...
+ 		int cpu = get_cpu();
+ 		...
++		/* The vCPU goes on to dirty this one. */
++		cpumask_copy(mask, cpumask_of(cpu));
+ 		put_cpu();
+-		cpumask_clear(mask);
+ ...+>
+ }
+
 @include@
 @@
  #include "x86.h"
@@ -37,11 +79,13 @@
 
 @load@
 identifier vcpu, cpu;
+expression exits, mask, left;
+statement S;
 @@
  kvm_arch_vcpu_load(struct kvm_vcpu *vcpu, int cpu)
  {
  ...
--	if (need_emulate_wbinvd(vcpu)) { ... }
+-	if (vcpu->cpu != cpu) { if (exits) cpumask_set_cpu(cpu, mask); else if (left) S }
 +	kvm_wbinvd_vcpu_load(vcpu, cpu);
  ...
  }
