@@ -213,19 +213,29 @@ class Base:
 
 # ------------------------------------------------------------------- strip
 
-def strip(base, content, result):
-    """Take the base's device out: fill RESULT with path -> content or None."""
+def strip(base, content, result, chosen=None, kernel=None):
+    """Take the base's device out: fill RESULT with path -> content or None.
+
+    CHOSEN has the paths to take it out of, if not of all; KERNEL is what to call what it is
+    taken out of.
+    """
     folder = os.path.join(TOP, "series/strip")
+    kernel = kernel or f"Linux {base}"
     for where, path in lines_of(os.path.join(folder, "files")):
+        if chosen is not None and path not in chosen:
+            continue
         if content(path) is None:
-            raise Problem(f"{where}: Linux {base} has no {path}; correct the list.")
+            raise Problem(f"{where}: {kernel} has no {path}; correct the list.")
         result[path] = None
     path = None
     for where, line in lines_of(os.path.join(folder, "deletions")):
         if not line.startswith("\t"):
             path = line.strip()
+        if chosen is not None and path not in chosen:
+            continue
+        if not line.startswith("\t"):
             if content(path) is None:
-                raise Problem(f"{where}: Linux {base} has no {path}; correct the list.")
+                raise Problem(f"{where}: {kernel} has no {path}; correct the list.")
             result[path] = content(path)
             continue
         count, pattern = line.strip().split(None, 1)
@@ -233,8 +243,15 @@ def strip(base, content, result):
         text, found = re.subn(pattern, "", result[path].decode("utf-8"), flags=re.M)
         if found != count:
             raise Problem(f"{where}: the deletion /{pattern}/ matched {found} times in "
-                          f"{path} of Linux {base}, {count} expected; correct it.")
+                          f"{path} of {kernel}, {count} expected; correct it.")
         result[path] = text.encode()
+
+
+def stripped():
+    """The paths that the base's device is taken out of."""
+    folder = os.path.join(TOP, "series/strip")
+    return [line.strip() for name in ("files", "deletions")
+            for _, line in lines_of(os.path.join(folder, name)) if not line.startswith("\t")]
 
 
 # ------------------------------------------------------------------- cocci
@@ -325,8 +342,9 @@ def parse_diff(diff):
 class Editor:
     """Applies semantic patches and diffs, remembering earlier results."""
 
-    def __init__(self, base, cache):
+    def __init__(self, base, cache, kernel=None):
         self.base = base
+        self.kernel = kernel or f"Linux {base}"
         self.cache = cache
         self.used = set()
         self.version = None
@@ -407,7 +425,7 @@ class Editor:
             found = self.places(now, after)
             if found != counts[rule.name]:
                 raise Problem(f"{edit}:{rule.line + 1}: rule '{rule.name}' changed {found} "
-                              f"places in {path} of Linux {self.base}, "
+                              f"places in {path} of {self.kernel}, "
                               f"{counts[rule.name]} expected; correct the rule or its count.")
             now = after
         return now
@@ -421,12 +439,13 @@ class Editor:
         head, hunks = parse_diff(diff)
         if not hunks:
             raise Problem(f"{edit}: holds no hunk; remove it or fill it.")
+        numbers = [n for n in range(1, len(hunks) + 1) if parts is None or n in parts]
         if parts is not None:
-            diff = head + b"".join(h for n, h in enumerate(hunks, 1) if n in parts)
+            diff = head + b"".join(hunks[n - 1] for n in numbers)
         return self.cached(sha("patch 1", source, diff),
-                           lambda: self.run_patch(source, diff, path, edit))
+                           lambda: self.run_patch(source, diff, numbers, path, edit))
 
-    def run_patch(self, source, diff, path, edit):
+    def run_patch(self, source, diff, numbers, path, edit):
         with tempfile.TemporaryDirectory() as tmp:
             before, after = os.path.join(tmp, "before"), os.path.join(tmp, "after")
             write(before, source)
@@ -436,11 +455,12 @@ class Editor:
                 input=diff, capture_output=True)
             if run.returncode != 0:
                 said = (run.stdout + run.stderr).decode(errors="replace")
-                failed = re.findall(r"Hunk #(\d+) FAILED", said)
+                failed = [str(numbers[int(n) - 1])
+                          for n in re.findall(r"Hunk #(\d+) FAILED", said)]
                 what = f"hunk {', '.join(failed)} of {edit}" if failed else edit
                 log = os.path.join(TOP, "out", "patch.log")
                 write(log, said.encode())
-                raise Problem(f"{what} does not apply to {path} of Linux {self.base}: "
+                raise Problem(f"{what} does not apply to {path} of {self.kernel}: "
                               "see out/patch.log and correct it.")
             return read(after)
 
@@ -510,11 +530,11 @@ def edit_files(base, edits, content, result, editor, chosen):
                 continue
             source = result[path] if path in result else content(path)
             if source is None:
-                raise Problem(f"{name}: Linux {base}, stripped, has no {path} to edit.")
+                raise Problem(f"{name}: {editor.kernel}, stripped, has no {path} to edit.")
             result[path] = getattr(editor, kind)(source, path, name, chosen[name])
 
 
-def insert_maintainers(base, content, result):
+def insert_maintainers(kernel, content, result):
     """Put our section into the kernel's MAINTAINERS at its alphabetical place."""
     ours = os.path.join(TOP, "MAINTAINERS")
     if not os.path.exists(ours):
@@ -531,7 +551,7 @@ def insert_maintainers(base, content, result):
             at = m.start() + 2
             result["MAINTAINERS"] = (kernels[:at] + section + "\n\n" + kernels[at:]).encode()
             return
-    raise Problem(f"MAINTAINERS: found no place for '{title}' in that of Linux {base}.")
+    raise Problem(f"MAINTAINERS: found no place for '{title}' in that of {kernel}.")
 
 
 def overlay(base, content, result, editor, chosen=None):
@@ -547,12 +567,12 @@ def overlay(base, content, result, editor, chosen=None):
     whole = {path: name for path, name in whole.items() if name in chosen}
     for path, name in whole.items():
         if (result[path] if path in result else content(path)) is not None:
-            raise Problem(f"{name} would replace the kernel's own {path} of Linux {base}; "
+            raise Problem(f"{name} would replace the kernel's own {path} of {editor.kernel}; "
                           f"edit that with {path}.cocci or {path}.patch.")
         result[path] = read(os.path.join(TOP, name))
     edit_files(base, edits, content, result, editor, chosen)
     if "MAINTAINERS" in chosen:
-        insert_maintainers(base, content, result)
+        insert_maintainers(editor.kernel, content, result)
     edit_files(base, last, content, result, editor, chosen)
     return whole
 

@@ -65,6 +65,9 @@ def faults_of_mail(path):
         yield "the changelog speaks of 'this patch' or uses a pronoun; use the imperative"
     if not trailers or not trailers[-1].startswith("Signed-off-by: "):
         yield "the last line is no Signed-off-by"
+    for line in re.findall(r"^Fixes:.*", text, re.M):
+        if line not in trailers or not re.fullmatch(r'Fixes: [0-9a-f]{12} \(".+"\)', line):
+            yield f"'{line[:40]}...' is not a tag of the form Fixes: 12 DIGITS (\"SUBJECT\")"
     yield from faults_of_text("\n".join([subject, text]))
 
 
@@ -77,6 +80,9 @@ def faults_of_letter(path):
     subject = " ".join(str(mail["subject"]).split())
     if not written:
         yield "the letter is empty; say what the series is for"
+    elif len(re.findall(r"\d+", "".join(p for p in written.split("\n\n")
+                                       if p.startswith("Measured ")))) < 2:
+        yield "no paragraph begins with 'Measured' and has figures; say how much is broken"
     for line in written.split("\n"):
         if len(line) > WIDTH and not re.search(r"^    |https?://", line):
             yield f"a line has {len(line)} characters, {WIDTH} is the most: {line[:40]}..."
@@ -87,7 +93,7 @@ def faults_of_letter(path):
 
 def faults_of_text(text):
     """What export should have replaced, or taken out."""
-    for word in re.findall(r"@[A-Z]+@|^# (?:from|before) .*", text, re.M):
+    for word in re.findall(r"@[A-Z]+@|^# (?:(?:from|before) .*|package$)", text, re.M):
         yield f"'{word}' is left in it"
 
 
@@ -129,6 +135,21 @@ def on_disk(path):
     return tree.read(path), bool(os.stat(path).st_mode & 0o100)
 
 
+def with_layout(source, expected):
+    """What the tree has besides, for modules that are not built with it.
+
+    Where there are symbol versions that is the last patch; elsewhere it is nobody's but theirs."""
+    if bases.fact(source.base, "symbol_versions"):
+        return expected
+    _, _, last = tree.sort_ours(tree.our_files())
+    result = {path: content for path, (content, _) in expected.items()}
+    editor = tree.Editor(source.base, os.path.join(source.dir, "check/layout.cache"))
+    tree.edit_files(source.base, last, source.content, result, editor,
+                    dict.fromkeys(tree.our_files()))
+    return {path: (content, expected[path][1] if path in expected else False)
+            for path, content in result.items()}
+
+
 def differences(root, expected):
     return [f"{path} differs from what `make tree` assembles"
             for path, wanted in sorted(expected.items())
@@ -139,6 +160,7 @@ def is_assembled(source, expected):
     """The branch against out/BASE/tree, which was made in another way."""
     common.need("series/assemble", source.base)
     assembled = tree.Base(source.base, "tree")
+    expected = with_layout(source, expected)
     faults = differences(assembled.tree, expected)
     for path in sorted(set(assembled.state["files"]) ^ set(expected)):
         faults.append(f"{path} is changed by {'the series' if path in expected else 'make tree'} "
@@ -188,50 +210,23 @@ def git_am(source, folder, work, expected, head):
     return [fault.replace(" ".join(git[:3]), "git am") for fault in faults]
 
 
-def unpacked(source):
-    """Debian's source, unpacked as its documentation says and then left alone."""
-    final = os.path.join(source.dir, "check", "debian-source")
-    stamp = os.path.join(final + ".stamp")
-    want = source.git("rev-parse", "base")
-    if os.path.isdir(final) and os.path.exists(stamp) and tree.read(stamp) == want:
-        return final
-    tree.step(f"unpacking {source.package} for quilt (once)")
-    for path in (final, final + ".tmp"):
-        shutil.rmtree(path, ignore_errors=True)
-    os.makedirs(final + ".tmp")
-    subprocess.run(["tar", "-x", "-f", source.tarball, "--strip-components=1",
-                    "-C", final + ".tmp"], check=True)
-    os.replace(final + ".tmp", final)
-    tree.write(stamp, want)
-    return final
-
-
-def links_broken(pristine, copy):
-    """The files of a hard-linked copy that are not the original's any more."""
-    changed = set()
-    for one, other in ((pristine, copy), (copy, pristine)):
-        for at, folders, files in os.walk(one):
-            rel = os.path.relpath(at, one)
-            if rel == ".":
-                folders[:] = [f for f in folders if f not in ("patches", ".pc")]
-            for name in files:
-                path = os.path.normpath(os.path.join(rel, name))
-                there = os.path.join(other, path)
-                mine = os.lstat(os.path.join(at, name))
-                if not os.path.lexists(there) or os.lstat(there).st_ino != mine.st_ino:
-                    changed.add(path)
-    return changed
+def unpack(source, at, paths):
+    """These files of Debian's source, unpacked as its documentation says."""
+    shutil.rmtree(at, ignore_errors=True)
+    os.makedirs(at)
+    names = "".join(f"{source.package}/{path}\n" for path in paths)
+    subprocess.run(["tar", "-x", "-f", source.tarball, "--strip-components=1", "-C", at,
+                    "--files-from=-"], input=names, text=True, check=True)
 
 
 def quilt(source, folder, work, expected):
-    """Push the patches onto an unpacked source, with no fuzz."""
-    pristine, at = unpacked(source), os.path.join(work, "quilt")
-    shutil.rmtree(at, ignore_errors=True)
-    # patch and quilt write a new file beside and rename it, so links are safe;
-    # whether they were is looked at below.
-    subprocess.run(["cp", "-al", pristine, at], check=True)
+    """Push the patches onto the files of Debian's source that they touch, with no fuzz."""
+    at = os.path.join(work, "quilt")
+    there = [path for path in expected if source.content(path) is not None]
+    unpack(source, at, there)
+    faults = [f"the unpacked source itself has another {path} than the base"
+              for path in there if on_disk(os.path.join(at, path))[0] != source.content(path)]
     shutil.copytree(folder, os.path.join(at, "patches"))
-    faults = []
     env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C",
            "QUILT_PATCHES": "patches"}
     said = run(faults, ["quilt", "--quiltrc=-", "push", "-a", "--fuzz=0"], at, env,
@@ -240,27 +235,147 @@ def quilt(source, folder, work, expected):
                if re.search(r"\b(fuzz|offset|malformed|garbage)\b", line)]
     if not faults:
         faults += differences(at, expected)
-        for path in sorted(links_broken(pristine, at) ^ set(expected)):
-            # A file whose links broke but whose content is the base's is no fault.
-            if on_disk(os.path.join(at, path)) != on_disk(os.path.join(pristine, path)):
-                faults.append(f"quilt touched {path}, the series does not")
-    for path in expected:
-        if on_disk(os.path.join(pristine, path))[0] != source.content(path):
-            faults.append(f"the unpacked source itself has another {path} than the base")
+        made = {os.path.relpath(os.path.join(root, name), at)
+                for root, _, names in os.walk(at) for name in names}
+        faults += [f"quilt touched {path}, the series does not" for path in sorted(made)
+                   if path not in expected and path.split("/")[0] not in ("patches", ".pc")]
     if not faults:
         shutil.rmtree(at)
     return faults
 
 
-def hidden(folder, names):
-    """What the patches but the last one hide from genksyms."""
+def hidden(source, folder, names):
+    """What the patches but the last one hide from genksyms, or all where that has no use."""
     faults = []
-    for name in names[:-1]:
+    for name in names[:-1] if bases.fact(source.base, "symbol_versions") else names:
         path = os.path.join(folder, name)
         # One that is lost is another check's to notice.
         text = tree.read_text(path) if os.path.exists(path) else ""
         if re.search(r"^\+.*__GENKSYMS__", text, re.M):
             faults.append(f"{name} adds __GENKSYMS__; make that an edit below {tree.LAST}")
+    return faults
+
+
+# ------------------------------------------------------- whether it is safe to stop anywhere
+
+DEVICE = "virt/kvm/vfio.c"
+# What has to be in the kernel for there to be a device: a file, and a word in it
+WANTED = [
+    (DEVICE, r"."),
+    ("virt/kvm/Makefile.kvm", r"\bvfio\.o\b"),
+    ("virt/kvm/Kconfig", r"^config KVM_VFIO$"),
+    ("virt/kvm/kvm_main.c", r"\bkvm_vfio_ops"),
+]
+
+
+class History:
+    """The commits of the series."""
+
+    def __init__(self, source, head):
+        self.source = source
+        self.commits = source.git("rev-list", "--reverse", f"base..{head}").decode().split()
+
+    def content(self, commit, path):
+        said = self.source.git("cat-file", "--batch", data=f"{commit}:{path}\n".encode())
+        head, _, body = said.partition(b"\n")
+        return None if head.endswith(b"missing") else body[:-1].decode()
+
+    def has(self, commit, pattern, *paths):
+        """Does a line of these files match?"""
+        names = self.source.git("ls-tree", "-r", "--name-only", commit, "--", *paths).decode()
+        return any(re.search(pattern, self.content(commit, name), re.M)
+                   for name in names.splitlines() if name.endswith(".c"))
+
+
+def device_is_there(source, head):
+    """After each patch there is a device, whole, that finds what it needs of VFIO."""
+    history = History(source, head)
+    old, faults, replaced = history.content("base", DEVICE), [], []
+    last = old
+    for number, commit in enumerate(history.commits, 1):
+        at = f"after patch {number}"
+        for path, pattern in WANTED:
+            if not re.search(pattern, history.content(commit, path) or "", re.M):
+                faults.append(f"{at} there is no device: /{pattern}/ is not in {path}")
+        now = history.content(commit, DEVICE)
+        if now != last:
+            replaced.append(str(number))
+        last = now
+        # By name, at run time: it builds without, and each ADD fails.
+        for name in re.findall(r"\bsymbol_get\((\w+)\)", now or ""):
+            if not history.has(commit, rf"^EXPORT_SYMBOL_GPL\({name}\);", "drivers/vfio"):
+                faults.append(f"{at} VFIO does not export {name}, which the device gets by name")
+        # A driver that needs its VM has it from where the device puts it.
+        if history.has(commit, r"\bdevice->group->kvm\b", "drivers/vfio") != (now == old):
+            faults.append(f"{at} VFIO's drivers look for their VM where the device does not put it")
+    if len(replaced) != 1:
+        faults.append(f"{DEVICE} is changed by {len(replaced)} patches "
+                      f"({', '.join(replaced) or 'none'}); one has to replace it")
+    return faults
+
+
+def fixes_come_first(source, folder, names):
+    """What can be taken alone applies alone, and what cures a fault is among that."""
+    alone = [p.name for p in export.parse_series() if p.alone and p.due(source.base)]
+    index = os.path.join(source.dir, "check/alone.index")
+    source.git("read-tree", "base", GIT_INDEX_FILE=index)
+    faults = []
+    for number, name in enumerate(names):
+        path = os.path.join(folder, name)
+        if not os.path.exists(path):
+            continue            # another check's to notice
+        mail = tree.read(path)
+        if number < len(alone):
+            try:
+                source.git("apply", "--cached", "--check", "-", data=mail, GIT_INDEX_FILE=index)
+            except Problem:
+                faults.append(f"{name} does not apply to the base by itself")
+        elif re.search(rb"^Fixes: ", mail, re.M) and \
+                not re.search(rf"^\+\+\+ b/{DEVICE}$".encode(), mail, re.M):
+            faults.append(f"{name} cures a fault, but comes after what does not; "
+                          f"put it first, and '{export.ALONE}' behind its name")
+    os.unlink(index)
+    return faults
+
+
+# ---------------------------------------------------------------- whether it can be sent
+
+def numbered(source, folder, names):
+    """What git am, b4 and readers know a series by."""
+    faults = []
+    letter = tree.read_text(os.path.join(folder, LETTER))
+    if re.findall(r"^base-commit: (.*)", letter, re.M) != [source.base_commit()]:
+        faults.append(f"{LETTER} does not name the commit that the series is for (base-commit:)")
+    if len(re.findall(r"^change-id: \d{8}-[a-z0-9-]+-[0-9a-f]{12}$", letter, re.M)) != 1:
+        faults.append(f"{LETTER} does not say by what the series is known (change-id:)")
+    digits = len(str(len(names)))
+    for number, name in enumerate([LETTER, *names]):
+        wanted = f"[{source.prefix} {number:0{digits}d}/{len(names)}] "
+        path = os.path.join(folder, name)
+        if os.path.exists(path) and f"\nSubject: {wanted}" not in tree.read_text(path):
+            faults.append(f"the subject of {name} does not begin with {wanted}")
+    return faults
+
+
+def recipients(source, folder, names, work):
+    """Ask the kernel's own script who each patch is for; out/BASE/check/recipients says."""
+    at = tree.Base(source.base, "tree").tree
+    script = os.path.join(at, "scripts/get_maintainer.pl")
+    if not os.path.exists(script):
+        return [f"there is no scripts/get_maintainer.pl in {os.path.relpath(at, TOP)}"]
+    faults, told = [], []
+    for name in names:
+        path = os.path.join(folder, name)
+        if not os.path.exists(path):
+            continue
+        done = subprocess.run([script, "--no-git", "--no-git-fallback", "--no-rolestats", path],
+                              cwd=at, capture_output=True, text=True, check=False)
+        who = [line for line in done.stdout.splitlines() if "@" in line]
+        if done.returncode or not [line for line in who if "linux-kernel@" not in line]:
+            faults.append(f"get_maintainer.pl knows nobody for {name}: "
+                          f"{done.stderr.strip() or 'it has no section for its files'}")
+        told += [name, *(f"\t{line}" for line in who)]
+    tree.write(os.path.join(work, "recipients"), "\n".join([*told, ""]).encode())
     return faults
 
 
@@ -373,6 +488,10 @@ CHECKS = [
     ("git-am", "git am applies it to the base and gives that tree"),
     ("quilt", "quilt applies it to Debian's source, unpacked, with no fuzz"),
     ("plain", "only the last patch cares for symbol versions"),
+    ("device", "each patch leaves a device that finds what it needs, and one replaces it"),
+    ("alone", "fixes come first, and each applies to the base by itself"),
+    ("numbered", "the letter and the subjects say which series it is, and of what commit"),
+    ("recipients", "the kernel's get_maintainer.pl knows whom to send each patch to"),
 ]
 
 
@@ -394,7 +513,11 @@ def check(base, nobody):
         "assembled": lambda: is_assembled(source, expected),
         "git-am": lambda: git_am(source, folder, work, expected, head),
         "quilt": lambda: quilt(source, folder, work, expected),
-        "plain": lambda: hidden(folder, names),
+        "plain": lambda: hidden(source, folder, names),
+        "device": lambda: device_is_there(source, head),
+        "alone": lambda: fixes_come_first(source, folder, names),
+        "numbered": lambda: numbered(source, folder, names),
+        "recipients": lambda: recipients(source, folder, names, work),
     }
     print("KTAP version 1", f"1..{len(CHECKS)}", sep="\n", flush=True)
     failed = 0

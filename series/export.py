@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""series/export BASE: make out/BASE/series, the patches for `git am` and quilt.
+"""series/export BASE | --onto DIR: the patches for `git am` and quilt, in out/BASE/series.
 
 series/series says which patches there are, in their order, and which files of
 ours and which edits each one brings; series/messages/PATCH is a patch's
@@ -13,6 +13,13 @@ settings of who runs it, but for the identity (user.name, user.email), who
 becomes author and signs off.  The patches' date is that of the repository's
 last commit.
 
+With --onto they are made for a kernel tree of your own, plain or of git, with the
+edits for the base that is the nearest to it, and tried on a copy of the files
+they change.  The tree itself is only read.  What does not match is named, and then
+there are no patches.
+
+  --onto DIR     for the kernel tree in DIR; the patches go to out/onto/series
+  --base BASE    ... with the edits for that base
   --output DIR   write to DIR instead, which holds nothing but what was exported
   --nobody       in nobody's name, to out/BASE/check/series: to be checked, not to be sent
   --orphans      only check that series/series says where everything belongs
@@ -29,6 +36,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import tempfile
 
 from kit import bases
 from kit.common import TOP, Problem
@@ -36,8 +44,12 @@ from series import assemble as tree
 
 SERIES = "series/series"
 MESSAGES = "series/messages"
-# The unit of patch 1: all that series/strip takes out.
+# What takes the base's own device out; its parts are the paths that it is taken out of.
 STRIP = "series/strip"
+# Parts of an edit: what only removes, and what no other patch names.
+REMOVES, REST = "-", "..."
+# Of a patch that fixes something by itself, and can be taken without the others
+ALONE = "alone"
 
 # What git does without being told differs between versions and users.
 GIT = ["git", "-c", "safe.directory=*", "-c", "core.compression=1",
@@ -47,7 +59,11 @@ FORMAT = ["--no-signature", "--zero-commit", "--no-thread", "--no-attach", "--no
           "--cover-letter", "--cover-from-description=subject",
           "--abbrev=12", "--no-renames", "--diff-algorithm=histogram", "--indent-heuristic",
           "--unified=3", "--inter-hunk-context=0", "--src-prefix=a/", "--dst-prefix=b/",
-          "--no-color", "--no-ext-diff", "--no-textconv", "--patch", "--stat=72", "--summary"]
+          "--no-color", "--no-ext-diff", "--no-textconv", "--patch", "--stat=72", "--summary",
+          # A file that is written anew goes as a whole and comes as a whole.
+          "--break-rewrites=20%/30%"]
+# By which b4 knows the versions of a series to be of one: when and as what it began
+CHANGE = "20261126-kvm-vfio-external-users"
 # As the kernel's own .gitattributes: a label is not the name of a function.
 ATTRIBUTES = "*.[ch] diff=cpp\n"
 
@@ -58,11 +74,14 @@ class Patch:
     """One patch: its name, and what it brings: file -> words of parts, or None.
 
     Where it says from which base on it is there ("6.12"), or up to which one ("before 7.3"),
-    it is left out for others.
+    it is left out for others.  One that is "alone" needs none of the others.
     """
 
     def __init__(self, line, where):
         self.name, _colon, when = (part.strip() for part in line.partition(":"))
+        words = [word.strip() for word in when.split(",")]
+        self.alone = ALONE in words
+        when = ", ".join(word for word in words if word != ALONE)
         self.last, self.first = when.startswith("before "), when.removeprefix("before ").strip()
         if self.first and self.first not in bases.names():
             raise Problem(f"{where}: there is no base {self.first}.")
@@ -96,25 +115,62 @@ def parse_series():
     for name, count in collections.Counter(names).items():
         if count > 1:
             raise Problem(f"{SERIES}: there are {count} patches '{name}'.")
-    if not patches or list(patches[0].units) != [STRIP]:
-        raise Problem(f"{SERIES}: the first patch must bring {STRIP} and nothing else.")
+    for before, patch in zip(patches, patches[1:]):
+        if patch.alone and not before.alone:
+            raise Problem(f"{patch.where}: patch '{patch.name}' stands alone, so that it can be "
+                          f"taken alone; put it before '{before.name}'.")
     return patches
 
 
 def parts_of(name):
-    """The parts of an edit: word -> the keys that assemble knows the parts by."""
+    """The parts of an edit, as assemble knows them, and what finds those that a word means."""
+    if name == STRIP:
+        # A folder means all that is taken out of what is in it.
+        keys = tree.stripped()
+        return keys, lambda word: [key for key in keys if f"{key}/".startswith(f"{word}/")]
     m = tree.EDIT.match(name)
     if not m:
         return None, None
     if m["kind"] == "cocci":
         rules, _ = tree.parse_cocci(tree.read_text(os.path.join(TOP, name)), name)
         keys = [rule.name for rule in rules if rule.changes]
-        return keys, lambda word: [key for key in keys if key == word]
+        return keys, lambda word: only_one([key for key in keys if key == word])
     _, hunks = tree.parse_diff(tree.read(os.path.join(TOP, name)))
-    changed = {n: "\n".join(re.findall(r"^[-+](.*)", hunk.decode(), re.M))
-               for n, hunk in enumerate(hunks, 1)}
-    return list(changed), lambda word: [n for n, text in changed.items()
-                                        if re.search(rf"\b{re.escape(word)}\b", text)]
+    hunks = {n: hunk.decode() for n, hunk in enumerate(hunks, 1)}
+    changed = {n: "\n".join(re.findall(r"^[-+](.*)", hunk, re.M)) for n, hunk in hunks.items()}
+
+    def find(word):
+        if word == REMOVES:
+            return [n for n, hunk in hunks.items() if not re.search(r"^\+", hunk, re.M)]
+        return only_one([n for n, text in changed.items()
+                         if re.search(rf"\b{re.escape(word)}\b", text)])
+    return list(changed), find
+
+
+def only_one(found):
+    """Of what a word means, where it may mean one thing only."""
+    if len(found) > 1:
+        raise ValueError(len(found))
+    return found
+
+
+def named(name, words, at):
+    """The parts of an edit that WORDS name."""
+    keys, find = parts_of(name)
+    if keys is None:
+        raise Problem(f"{at} is ours, whole, and has no parts; remove ':' and after.")
+    taken = []
+    for word in words:
+        try:
+            found, count = find(word), "no"
+        except ValueError as error:
+            found, count = [], error.args[0]
+        if not found:
+            what = "of its paths" if name == STRIP else "of its rules or hunks"
+            raise Problem(f"{at}: '{word}' is {count} {what}; name a path or a folder, a rule, "
+                          "or a word that only one hunk changes.")
+        taken += found
+    return taken
 
 
 def assign(patches):
@@ -125,7 +181,12 @@ def assign(patches):
     # An edit that only ends another one brings nothing.
     ours = {name for name in tree.our_files() if not (tree.EDIT.match(name) and tree.ends(name))}
     ours |= {"MAINTAINERS", STRIP}
-    owner, chosen = {}, []
+    owner, chosen, elsewhere = {}, [], {}
+    for patch in patches:
+        for name, words in patch.units.items():
+            if name in ours and words and words != [REST]:
+                elsewhere.setdefault(name, set()).update(
+                    named(name, words, f"{patch.where.split(':')[0]}: {name}"))
     for patch in patches:
         mine = {}
         for name, words in patch.units.items():
@@ -133,20 +194,15 @@ def assign(patches):
             if name not in ours:
                 raise Problem(f"{at} of patch '{patch.name}' is not a file of ours; "
                               "remove the line or correct it.")
-            keys, find = parts_of(name)
+            keys, _ = parts_of(name)
             if words is None:
                 mine[name] = None
                 taken = keys or [None]
-            elif keys is None:
-                raise Problem(f"{at} is ours, whole, and has no parts; remove ':' and after.")
+            elif words == [REST] and keys is not None:
+                taken = [key for key in keys if key not in elsewhere.get(name, ())]
+                mine[name] = set(taken)
             else:
-                taken = []
-                for word in words:
-                    found = find(word)
-                    if len(found) != 1:
-                        raise Problem(f"{at}: '{word}' is {len(found) or 'no'} of its rules or "
-                                      "hunks; name a rule, or a word that only one hunk changes.")
-                    taken += found
+                taken = named(name, words, at)
                 mine[name] = set(taken)
             for key in taken:
                 other = owner.setdefault((name, key), patch.name)
@@ -175,11 +231,11 @@ def assign(patches):
     return chosen
 
 
-def message(name, base, version):
+def message(name, base, version, package=True):
     """Subject and body of series/messages/NAME, for this base.
 
     A paragraph after a line "# from 6.12" is for Linux 6.12 and newer, after
-    "# before 6.12" for older ones.
+    "# before 6.12" for older ones, after "# package" for Debian's source.
     """
     path = os.path.join(TOP, MESSAGES, name)
     if not os.path.exists(path):
@@ -189,9 +245,11 @@ def message(name, base, version):
         when = re.match(r"# (from|before) (\S+)\n", paragraph)
         if when and when[2] not in bases.names():
             raise Problem(f"{MESSAGES}/{name}: there is no base {when[2]}.")
-        if re.search(r"\n# (from|before|only) |^# only ", paragraph):
+        if re.search(r"\n# (from|before|only|package)\b|^# only ", paragraph):
             raise Problem(f"{MESSAGES}/{name}: '# from' and '# before' must begin a paragraph.")
-        if not when or (when[1] == "from") == (bases.in_force([when[2]], base) is not None):
+        if paragraph.startswith("# package\n"):
+            kept += [paragraph.partition("\n")[2]] if package else []
+        elif not when or (when[1] == "from") == (bases.in_force([when[2]], base) is not None):
             kept.append(paragraph[when.end():] if when else paragraph)
     text = "\n\n".join(kept).replace("@BASE@", base).replace("@VERSION@", version)
     subject, _, body = text.partition("\n")
@@ -246,6 +304,16 @@ class Source:
         self.package = bases.base(base)["source"]
         self.version, self.maintainer = self.ask_dpkg()
         self.files = {}
+        self.kernel = f"Linux {base}"
+        # Mainline's newest is what patches are for that have no other number.
+        self.prefix = "PATCH" if base == bases.names()[-1] else f"PATCH {base}"
+
+    # Is it Debian's package?
+    packaged = True
+
+    def base_commit(self):
+        """What git am is to apply the series to, if that is known."""
+        return self.git("rev-parse", "base").decode().strip()
 
     def ask_dpkg(self):
         if not bases.native(self.base):
@@ -374,10 +442,108 @@ def quoted(path):
         '"' + path.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 
+class Onto(Source):
+    """A kernel tree of the user's: of its files, those that the series touches as a commit."""
+
+    packaged = False
+
+    # pylint: disable-next=super-init-not-called
+    def __init__(self, folder, base=None):
+        self.folder = os.path.abspath(folder)
+        self.version = self.ask_makefile()
+        major_minor = ".".join(self.version.split(".")[:2])
+        self.base = base or bases.in_force(bases.names(), major_minor) or bases.names()[0]
+        self.dir = os.path.join(TOP, "out/onto")
+        self.git_dir = os.path.join(self.dir, "series.git")
+        self.branch = "series"
+        self.output = os.path.join(self.dir, "series")
+        self.files = {}
+        self.kernel = f"{self.folder} (Linux {self.version}, with the edits for {self.base})"
+        self.prefix = "PATCH" if self.base == bases.names()[-1] else f"PATCH {major_minor}"
+
+    def ask_makefile(self):
+        """The version of the kernel."""
+        path = os.path.join(self.folder, "Makefile")
+        text = tree.read_text(path) if os.path.isfile(path) else ""
+        said = dict(re.findall(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *= *(\S*)$", text,
+                               re.M))
+        if not said.get("VERSION", "").isdigit() or not said.get("PATCHLEVEL", "").isdigit():
+            raise Problem(f"{self.folder} is no kernel tree: it has no Makefile with the version "
+                          "of a kernel; name the folder that has it.")
+        return (f"{said['VERSION']}.{said['PATCHLEVEL']}.{said.get('SUBLEVEL') or 0}"
+                f"{said.get('EXTRAVERSION', '')}")
+
+    def content(self, path):
+        if path not in self.files:
+            there = os.path.join(self.folder, path)
+            self.files[path] = tree.read(there) if os.path.isfile(there) else None
+        return self.files[path]
+
+    def mode(self, path):
+        if self.content(path) is None:
+            return ""
+        return "100755" if os.stat(os.path.join(self.folder, path)).st_mode & 0o100 else "100644"
+
+    def import_files(self, paths, who):
+        """Make a commit of these files as they are."""
+        shutil.rmtree(self.git_dir, ignore_errors=True)
+        self.git("init", "--quiet", "--bare", "--object-format=sha1", "--template=",
+                 "--initial-branch=series", self.git_dir)
+        tree.write(os.path.join(self.git_dir, "info/attributes"), ATTRIBUTES.encode())
+        feed = io.BytesIO()
+        self.start_commit(feed, "base", who, f"Linux {self.version}\n")
+        for path in sorted(path for path in paths if self.content(path) is not None):
+            feed.write(b"M %s inline %s\ndata %d\n%s\n" % (
+                self.mode(path).encode(), quoted(path).encode(), len(self.content(path)),
+                self.content(path)))
+        self.git("fast-import", "--quiet", "--force", "--date-format=raw", data=feed.getvalue())
+
+    def base_commit(self):
+        """The commit that the tree is at, if it has these files as they are."""
+        def git(*command):
+            done = subprocess.run(["git", "-c", "safe.directory=*", "-C", self.folder, *command],
+                                  capture_output=True, text=True, check=False)
+            return done.stdout.strip() if done.returncode == 0 else None
+
+        here = git("rev-parse", "--show-prefix")
+        changed = git("status", "--porcelain", "--", *self.files) if here == "" else "unknown"
+        return git("rev-parse", "-q", "--verify", "HEAD") if changed == "" else None
+
+    def try_on_copy(self, folder, names, after):
+        """Problem unless the patches, applied to a copy of the files, make what they should."""
+        with tempfile.TemporaryDirectory() as tmp:
+            for path, content in self.files.items():
+                if content is not None:
+                    tree.write(os.path.join(tmp, path), content)
+            for name in names:
+                done = subprocess.run(["patch", "-p1", "--fuzz=0", "--forward", "--batch",
+                                       "--no-backup-if-mismatch", "-d", tmp,
+                                       "-i", os.path.join(folder, name)],
+                                      capture_output=True, check=False)
+                if done.returncode:
+                    log = os.path.join(TOP, "out/patch.log")
+                    tree.write(log, done.stdout + done.stderr)
+                    raise Problem(f"{name} does not apply to {self.kernel}: see out/patch.log.")
+            for path, (content, _) in after.items():
+                there = os.path.join(tmp, path)
+                if (tree.read(there) if os.path.isfile(there) else None) != content:
+                    raise Problem(f"the patches make another {path} of {self.kernel} than they "
+                                  "should; its lines may end in another way.")
+
+
+def brought(source, patches, chosen):
+    """The patches that SOURCE is to have, with what they bring.
+
+    Symbol versions are kept for the sake of a distribution's binaries, where it has them."""
+    keep = source.packaged and bases.fact(source.base, "symbol_versions")
+    return [(patch, mine) for patch, mine in zip(patches, chosen)
+            if keep or not any(name.startswith(tree.LAST) for name in mine)]
+
+
 def states(source, chosen):
     """After each patch: path -> (content or None for deleted, mode)."""
     base = source.base
-    editor = tree.Editor(base, os.path.join(source.dir, "series.cache"))
+    editor = tree.Editor(base, os.path.join(source.dir, "series.cache"), source.kernel)
     so_far = {}
     for mine in chosen:
         for name, parts in mine.items():
@@ -385,7 +551,7 @@ def states(source, chosen):
                 parts = parts | so_far[name]
             so_far[name] = parts
         result = {}
-        tree.strip(base, source.content, result)
+        tree.strip(base, source.content, result, so_far.get(STRIP, ()), source.kernel)
         whole = tree.overlay(base, source.content, result, editor, so_far)
         state = {}
         for path, content in result.items():
@@ -398,11 +564,11 @@ def states(source, chosen):
     editor.prune()
 
 
-def commit_patches(source, patches, chosen, who):
-    """The branch "series", or that of nobody."""
-    before, feed = {}, io.BytesIO()
-    for number, (patch, state) in enumerate(zip(patches, states(source, chosen))):
-        subject, body = message(patch.name, source.base, source.version)
+def commit_patches(source, patches, after, who):
+    """The branch "series", or that of nobody, of the states AFTER each patch."""
+    before, feed, parent = {}, io.BytesIO(), "refs/heads/base^0"
+    for patch, state in zip(patches, after):
+        subject, body = message(patch.name, source.base, source.version, source.packaged)
         changes = []
         for path in sorted(set(before) | set(state)):
             now = state.get(path) or (source.content(path), source.mode(path))
@@ -418,35 +584,46 @@ def commit_patches(source, patches, chosen, who):
             continue
         if not changes:
             raise Problem(f"{patch.where}: patch '{patch.name}' changes nothing "
-                          f"in Linux {source.base}.")
+                          f"in {source.kernel}.")
         source.start_commit(feed, source.branch, who, f"{subject}\n\n{body}\n",
-                            None if number else "refs/heads/base^0")
+                            parent)
         feed.writelines(changes)
-        before = state
+        before, parent = state, None
     source.git("fast-import", "--quiet", "--force", "--date-format=raw", data=feed.getvalue())
 
 
-def format_patches(source, who, output):
+def format_patches(source, who, output, check=None):
+    """Write the mails to OUTPUT, if CHECK has nothing against them."""
     name, mail, date = re.match(r"(.+) <(.+)> (.+)", who).groups()
-    subject, body = message("cover-letter", source.base, source.version)
+    subject, body = message("cover-letter", source.base, source.version, source.packaged)
     tmp = f"{output}.tmp.{os.getpid()}"
     # A run that was killed leaves its own.
     for path in glob.glob(f"{glob.escape(output)}.tmp.[0-9]*"):
         shutil.rmtree(path, ignore_errors=True)
     try:
         source.git("-c", f"branch.{source.branch}.description={subject}\n\n{body}\n",
-                   "format-patch", *FORMAT, f"--subject-prefix=PATCH {source.base}",
-                   f"--base={source.git('rev-parse', 'base').decode().strip()}",
+                   "format-patch", *FORMAT, f"--subject-prefix={source.prefix}",
                    f"--output-directory={tmp}", f"base..{source.branch}",
                    GIT_AUTHOR_NAME=name, GIT_AUTHOR_EMAIL=mail, GIT_AUTHOR_DATE=date,
                    GIT_COMMITTER_NAME=name, GIT_COMMITTER_EMAIL=mail, GIT_COMMITTER_DATE=date)
         names = sorted(n for n in os.listdir(tmp) if not n.startswith("0000-"))
+        letter = os.path.join(tmp, "0000-cover-letter.patch")
+        tree.write(letter, tree.read(letter).rstrip(b"\n") + trailers(source).encode())
         tree.write(os.path.join(tmp, "series"), "".join(n + "\n" for n in names).encode())
+        if check:
+            check(tmp, names)
         shutil.rmtree(output, ignore_errors=True)
         os.replace(tmp, output)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
     return names
+
+
+def trailers(source):
+    """What ends the letter, for git and b4: where the series belongs, and which one it is."""
+    commit = source.base_commit()
+    return ("\n\n" + (f"base-commit: {commit}\n" if commit else "") +
+            f"change-id: {CHANGE}-{tree.sha(source.prefix)[:12]}\n")
 
 
 def replaceable(output):
@@ -460,28 +637,47 @@ def replaceable(output):
                       "that is there would be removed; give --output an empty or a new folder.")
 
 
+def export(source, output, who, patches, chosen):
+    """Write the patches for SOURCE to OUTPUT."""
+    date = source.git("log", "-1", "--format=%cd", "--date=raw", "base").decode().strip() \
+        if source.packaged else "1 +0000"
+    who = f"{who[0]} <{who[1]}> {date_of_repository(date)}"
+    wanted = brought(source, patches, chosen)
+    after = list(states(source, [mine for _, mine in wanted]))
+    if not source.packaged:
+        source.import_files({path for state in after for path in state}, who)
+    commit_patches(source, [patch for patch, _ in wanted], after, who)
+    check = None if source.packaged else lambda folder, names: source.try_on_copy(
+        folder, names, after[-1])
+    return format_patches(source, who, output, check)
+
+
 def main():
-    parser = argparse.ArgumentParser(prog="series/export",
-                                     usage="%(prog)s BASE [--output DIR] [--nobody] | --orphans")
-    parser.add_argument("base", choices=bases.names())
+    parser = argparse.ArgumentParser(
+        prog="series/export",
+        usage="%(prog)s BASE [--output DIR] [--nobody] | "
+              "--onto DIR [--base BASE] [--output DIR] [--nobody] | --orphans")
+    parser.add_argument("base", nargs="?", choices=bases.names())
+    parser.add_argument("--onto")
+    parser.add_argument("--base", dest="edits", choices=bases.names())
     parser.add_argument("--output")
     parser.add_argument("--nobody", action="store_true")
     parser.add_argument("--orphans", action="store_true")
     args = parser.parse_args()
+    if not args.orphans and bool(args.base) == bool(args.onto) or args.edits and not args.onto:
+        parser.error("give a base, or --onto and a kernel tree")
     patches = parse_series()
     chosen = assign(patches)
     if args.orphans:
         return
-    source = Source(args.base, args.nobody)
+    source = Onto(args.onto, args.edits) if args.onto else Source(args.base, args.nobody)
     output = os.path.abspath(args.output or source.output)
     replaceable(output)
     who = NOBODY if args.nobody else identity()
     os.makedirs(os.path.dirname(output), exist_ok=True)
     with source.locked():
-        source.import_base()
-        date = source.git("log", "-1", "--format=%cd", "--date=raw", "base").decode().strip()
-        who = f"{who[0]} <{who[1]}> {date_of_repository(date)}"
-        commit_patches(source, patches, chosen, who)
-        names = format_patches(source, who, output)
-    tree.step(f"{len(names)} patches for Linux {args.base} ({source.version}) in "
-              f"{os.path.relpath(output, TOP)}")
+        if source.packaged:
+            source.import_base()
+        names = export(source, output, who, patches, chosen)
+    of = f"Linux {args.base} ({source.version})" if source.packaged else source.kernel
+    tree.step(f"{len(names)} patches for {of} in {os.path.relpath(output, TOP)}")
