@@ -543,7 +543,7 @@ def brought(source, patches, chosen):
 def states(source, chosen):
     """After each patch: path -> (content or None for deleted, mode)."""
     base = source.base
-    editor = tree.Editor(base, os.path.join(source.dir, "series.cache"), source.kernel)
+    editor = tree.Editor(base, os.path.join(TOP, "out", base, "series.cache"), source.kernel)
     so_far = {}
     for mine in chosen:
         for name, parts in mine.items():
@@ -561,7 +561,9 @@ def states(source, chosen):
             elif content != source.content(path):
                 state[path] = (content, source.mode(path))
         yield state
-    editor.prune()
+    # Other kernels have their results there, too.
+    if source.packaged:
+        editor.prune()
 
 
 def commit_patches(source, patches, after, who):
