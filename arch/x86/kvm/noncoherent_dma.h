@@ -50,11 +50,4 @@ static inline bool kvm_wbinvd_skipped(struct kvm_vcpu *vcpu)
 	       !tracepoint_enabled(kvm_wbinvd);
 }
 
-/* The same for one that is emulated for another reason than its exit */
-static inline void kvm_wbinvd(struct kvm_vcpu *vcpu)
-{
-	if (!kvm_wbinvd_skipped(vcpu))
-		kvm_wbinvd_not_skipped(vcpu);
-}
-
 #endif /* __KVM_X86_NONCOHERENT_DMA_H */

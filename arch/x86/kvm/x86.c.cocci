@@ -31,6 +31,11 @@
 // expect 7.3: offline_or_reboot 1
 // expect: pre_destroy_vm 1
 // expect: exit 1
+// expect: include_budget 1
+// expect: noskip_contained 1
+// expect: emulate_contained 1
+// expect: emulator_result 2
+// expect: init_budget 1
 
 // The repair of wbinvd_dirty_mask alone, for those who want no more.  What comes
 // below replaces it.
@@ -96,7 +101,8 @@ identifier vcpu;
  kvm_emulate_wbinvd_noskip(struct kvm_vcpu *vcpu)
  {
 -	...
-+	kvm_wbinvd(vcpu);
++	if (!kvm_wbinvd_skipped(vcpu))
++		kvm_wbinvd_not_skipped(vcpu);
 +	return X86EMUL_CONTINUE;
  }
 
@@ -221,3 +227,38 @@ expression e;
 +	kvm_noncoherent_dma_exit();
  ...
  }
+
+// The budget: what comes with wbinvd_budget.c
+@include_budget@
+@@
+ #include "noncoherent_dma.h"
++#include "wbinvd_budget.h"
+
+@noskip_contained@
+expression vcpu;
+@@
+ 	if (!kvm_wbinvd_skipped(vcpu))
+-		kvm_wbinvd_not_skipped(vcpu);
++		return kvm_wbinvd_emulated(vcpu);
+
+@emulate_contained@
+expression vcpu;
+@@
+-	kvm_emulate_wbinvd_not_skipped(vcpu)
++	kvm_emulate_wbinvd_contained(vcpu)
+
+@emulator_result@
+identifier ctxt;
+@@
+-static void emulator_wbinvd(struct x86_emulate_ctxt *ctxt)
++static int emulator_wbinvd(struct x86_emulate_ctxt *ctxt)
+ {
+-	kvm_emulate_wbinvd_noskip(emul_to_vcpu(ctxt));
++	return kvm_emulate_wbinvd_noskip(emul_to_vcpu(ctxt));
+ }
+
+@init_budget@
+expression kvm;
+@@
+ 	kvm_noncoherent_dma_init_vm(kvm);
++	kvm_wbinvd_init_budget(kvm);
