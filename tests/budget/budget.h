@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The guest of budget_test, and what is done with it: it executes WBINVDs, as many as
+ * it is told, and KVM_RUN may return before it is through.
+ */
+#ifndef LAB_BUDGET_H
+#define LAB_BUDGET_H
+
+#include "wbinvd_phase.h"
+
+#ifndef KVM_CAP_X86_WBINVD_LIMIT
+#define KVM_CAP_X86_WBINVD_LIMIT	0x1000
+#endif
+
+#define BUDGET	"/sys/module/kvm/parameters/wbinvd_budget"
+
+/* Where the guest's WBINVD is, and the one that KVM emulates */
+#define WBINVD_AT		0x1000
+#define EMULATED_WBINVD_AT	0x1205
+
+/* What a vCPU and the test share. Accessed by READ() and WRITE() only. */
+struct box {
+	uint32_t unused;
+	uint32_t todo;		/* WBINVDs to execute */
+	uint32_t done;		/* WBINVDs executed, ever */
+	uint32_t nmis;
+};
+
+struct vm {
+	int fd;
+	int dev;		/* the KVM-VFIO device */
+	int group;
+	char *mem;
+	int n_vcpus;
+	struct vcpu {
+		struct vm *vm;
+		int id, cpu;
+		int fd;
+		struct kvm_run *run;
+		struct box *box;
+		pid_t tid;
+		pthread_t thread;
+		sem_t ready, go, back;
+		int error;	/* of the last KVM_RUN, 0 for none */
+	} vcpus[2];
+};
+
+/* A non-coherent VM, and its first vCPU on @cpu */
+struct vcpu *vm_create(struct vm *vm, int cpu);
+struct vcpu *vcpu_create(struct vm *vm, int cpu);
+
+/* KVM_RUN, with @n WBINVDs to do */
+void begin(struct vcpu *v, int n);
+/* KVM_RUN again, with those that are left */
+void resume(struct vcpu *v);
+/* It returns: when the guest is through, or because of a signal */
+void end(struct vcpu *v);
+void end_interrupted(struct vcpu *v, uint64_t rip);
+void interrupt(struct vcpu *v);
+
+/* An interrupt without the vCPU's help: delivery mode NMI or INIT */
+enum { MSI_NMI = 4, MSI_INIT = 5 };
+void send_msi(struct vm *vm, int mode);
+
+long long count(struct vm *vm, const char *name);
+/* Wait until it is @n. */
+void wait_count(struct vm *vm, const char *name, long long n);
+
+void set_budget(int per_mille);
+int try_limit(struct vm *vm, uint32_t flags, uint64_t a, uint64_t b, uint64_t c, uint64_t d);
+void set_limit(struct vm *vm, int per_mille);
+
+#endif

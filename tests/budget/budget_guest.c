@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* The guest of budget_test: see the header. */
+#define _GNU_SOURCE
+#include <signal.h>
+#include <sys/ioctl.h>
+
+#include "budget.h"
+#include "vm.h"
+
+#define GUEST_MEM	0x10000
+#define NMI_HANDLER	0x1100
+#define EMULATED_CODE	0x1200
+#define GUEST_BOX	0x2000		/* one page a vCPU */
+#define RESET_PAGE	0xfffff000u	/* where a vCPU begins after INIT */
+
+/* Real mode, below 64 KiB, interrupts disabled; OUT gives control back. */
+static const uint8_t guest_code[] = {
+	0x0f, 0x09,			/* next:  wbinvd */
+	0x66, 0xff, 0x06, 8, 0,		/*        incl box.done */
+	0x66, 0xff, 0x0e, 4, 0,		/*        decl box.todo */
+	0x75, 0xf2,			/*        jnz next */
+	0xe6, 0x80,			/*        out %al, $0x80 */
+	0xeb, 0xee,			/*        jmp next */
+};
+
+static const uint8_t nmi_code[] = {
+	0x66, 0xff, 0x06, 12, 0,	/*        incl box.nmis */
+	0xcf,				/*        iret */
+};
+
+/* One that KVM emulates, if force_emulation_prefix says so */
+static const uint8_t emulated_code[] = {
+	0x0f, 0x0b, 'k', 'v', 'm',	/*        ud2; the sign */
+	0x0f, 0x09,			/*        wbinvd */
+	0x66, 0xff, 0x06, 8, 0,		/*        incl box.done */
+	0xe6, 0x80,			/*        out %al, $0x80 */
+};
+
+static const uint8_t reset_code[] = {
+	0xe6, 0x81,			/*        out %al, $0x81 */
+	0xeb, 0xfc,
+};
+
+struct vcpu *vm_create(struct vm *vm, int cpu)
+{
+	char *reset = guest_memory(0x1000);
+
+	memset(vm, 0, sizeof(*vm));
+	vm->fd = create_vm();
+	must(ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0));
+	vm->mem = guest_memory(GUEST_MEM);
+	memcpy(vm->mem + WBINVD_AT, guest_code, sizeof(guest_code));
+	memcpy(vm->mem + NMI_HANDLER, nmi_code, sizeof(nmi_code));
+	memcpy(vm->mem + EMULATED_CODE, emulated_code, sizeof(emulated_code));
+	*(uint32_t *)(vm->mem + 2 * 4) = NMI_HANDLER;	/* segment 0 */
+	add_memory(vm->fd, 0, 0, GUEST_MEM, vm->mem);
+	memcpy(reset + 0xff0, reset_code, sizeof(reset_code));
+	add_memory(vm->fd, 1, RESET_PAGE, 0x1000, reset);
+
+	vm->group = group_open(0);
+	group_attach(vm->group);
+	vm->dev = must(kvm_vfio_create(vm->fd));
+	must(kvm_vfio_add(vm->dev, vm->group));
+	return vcpu_create(vm, cpu);
+}
+
+static void *run_vcpu(void *arg)
+{
+	struct vcpu *v = arg;
+	size_t size;
+
+	v->tid = gettid();
+	must(pin(0, v->cpu));
+	v->fd = must(ioctl(v->vm->fd, KVM_CREATE_VCPU, v->id));
+	v->run = map_vcpu(v->fd, &size);
+	if (v->id) {
+		struct kvm_mp_state state = { .mp_state = KVM_MP_STATE_RUNNABLE };
+
+		must(ioctl(v->fd, KVM_SET_MP_STATE, &state));
+	}
+	start_real_mode(v->fd, WBINVD_AT, GUEST_BOX + v->id * 0x1000);
+	sem_post(&v->ready);
+	for (;;) {
+		while (sem_wait(&v->go))
+			;
+		v->error = ioctl(v->fd, KVM_RUN, 0) ? errno : 0;
+		sem_post(&v->back);
+	}
+	return NULL;
+}
+
+static void on_signal(int signal __attribute__((unused)))
+{
+}
+
+struct vcpu *vcpu_create(struct vm *vm, int cpu)
+{
+	struct sigaction action = { .sa_handler = on_signal };
+	struct vcpu *v = &vm->vcpus[vm->n_vcpus];
+
+	must(sigaction(SIGUSR1, &action, NULL));
+	v->vm = vm;
+	v->id = vm->n_vcpus++;
+	v->cpu = cpu;
+	v->box = (void *)(vm->mem + GUEST_BOX + v->id * 0x1000);
+	sem_init(&v->ready, 0, 0);
+	sem_init(&v->go, 0, 0);
+	sem_init(&v->back, 0, 0);
+	if (pthread_create(&v->thread, NULL, run_vcpu, v))
+		fail("cannot create a thread");
+	wait_sem(&v->ready, "creating a vCPU");
+	return v;
+}
+
+void begin(struct vcpu *v, int n)
+{
+	WRITE(v->box->todo, n);
+	sem_post(&v->go);
+}
+
+void resume(struct vcpu *v)
+{
+	sem_post(&v->go);
+}
+
+void end(struct vcpu *v)
+{
+	wait_sem(&v->back, "KVM_RUN");
+	if (v->error)
+		fail("KVM_RUN of vCPU %d: %s", v->id, strerror(v->error));
+	if (v->run->exit_reason != KVM_EXIT_IO || v->run->io.port != 0x80)
+		fail("vCPU %d stopped with exit reason %u", v->id, v->run->exit_reason);
+}
+
+void end_interrupted(struct vcpu *v, uint64_t rip)
+{
+	struct kvm_regs regs;
+
+	wait_sem(&v->back, "KVM_RUN, interrupted,");
+	if (v->error != EINTR)
+		fail("KVM_RUN was interrupted and returned %s", strerror(v->error));
+	if (v->run->exit_reason != KVM_EXIT_INTR && !v->run->immediate_exit)
+		fail("KVM_RUN was interrupted with exit reason %u", v->run->exit_reason);
+	must(ioctl(v->fd, KVM_GET_REGS, &regs));
+	if (regs.rip != rip)
+		fail("it was interrupted at %#llx, not at its WBINVD", regs.rip);
+}
+
+void interrupt(struct vcpu *v)
+{
+	if (pthread_kill(v->thread, SIGUSR1))
+		fail("the vCPU's thread takes no signal");
+}
+
+void send_msi(struct vm *vm, int mode)
+{
+	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = mode << 8 };
+
+	if (must(ioctl(vm->fd, KVM_SIGNAL_MSI, &msi)) != 1)
+		fail("the MSI reached no vCPU");
+}
+
+long long count(struct vm *vm, const char *name)
+{
+	return vm_number(getpid(), vm->fd, name);
+}
+
+void wait_count(struct vm *vm, const char *name, long long n)
+{
+	double limit = now() + SCENARIO_LIMIT / 2;
+	long long got;
+
+	while ((got = count(vm, name)) != n) {
+		if (got < 0 || now() > limit)
+			fail("%s is %lld and does not become %lld", name, got, n);
+		sleep_ms(1);
+	}
+}
+
+void set_budget(int per_mille)
+{
+	must_put(BUDGET, "%d", per_mille);
+}
+
+int try_limit(struct vm *vm, uint32_t flags, uint64_t a, uint64_t b, uint64_t c, uint64_t d)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_X86_WBINVD_LIMIT, .flags = flags, .args = { a, b, c, d },
+	};
+
+	return ioctl(vm->fd, KVM_ENABLE_CAP, &cap) ? -errno : 0;
+}
+
+void set_limit(struct vm *vm, int per_mille)
+{
+	must(try_limit(vm, 0, per_mille, 0, 0, 0));
+}

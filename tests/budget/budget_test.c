@@ -1,0 +1,626 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A budget for a guest's WBINVDs: wbinvd_budget and KVM_CAP_X86_WBINVD_LIMIT
+ *
+ * Runs in the svm lab with four CPUs and two edu devices, snoop control off; what is
+ * seen and how is described in wbinvd_phase.h.
+ *
+ * What must hold of a non-coherent VM with a budget:
+ *
+ *  - While the bucket is empty, its WBINVD neither flushes nor ends.
+ *  - Once there is something in it, or no limit any more, the WBINVD is executed on
+ *    every CPU noted for the vCPU, once; all that wait then share that.
+ *  - Signals, immediate_exit, events for the guest, death, changes of memslots and of
+ *    the device do not wait for the bucket, and neither does the owed flush.
+ *
+ * The emulator has no caches, and a WBINVD costs nothing. So hold.ko makes the first one
+ * take SPENT_MS, and at 1 per mille the next has to wait a thousand times that: longer
+ * than any test runs, so that what comes of a wait does not depend on how fast this is.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+
+#include "budget.h"
+#include "hold.h"
+#include "vm.h"
+
+#define SPENT_MS	"for_ms=500"
+
+static struct vm vm, other;
+
+/* A non-coherent VM whose vCPU on CPU 1 has used up what both limits allow */
+static struct vcpu *spent(int budget, int limit)
+{
+	struct vcpu *v = vm_create(&vm, 1);
+
+	set_budget(budget);
+	if (limit)
+		set_limit(&vm, limit);
+	hold_at(wbinvd_function(), SPENT_MS);
+	phase("a WBINVD uses up the budget");
+	begin(v, 1);
+	expected.guest[1] = 1;
+	expect_flush(1);
+	end(v);
+	phase_end();
+	unload("hold");
+	return v;
+}
+
+/* As spent(), and the next WBINVD waits. */
+static struct vcpu *waiting(int budget, int limit)
+{
+	struct vcpu *v = spent(budget, limit);
+
+	phase("the next one waits");
+	begin(v, 1);
+	wait_count(&vm, "wbinvd_delays", 1);
+	expected.guest[1] = 1;
+	phase_end();
+	return v;
+}
+
+static void must_wait_still(struct vcpu *v, const char *why)
+{
+	int value;
+
+	sleep_ms(300);
+	sem_getvalue(&v->back, &value);
+	if (value || READ(v->box->done) != 1)
+		fail("the WBINVD does not wait any more: %s", why);
+}
+
+/* The one WBINVD that @v waits with is executed, on CPU 1 alone. */
+static void phase_released(struct vcpu *v, int budget)
+{
+	phase("without a limit it is executed");
+	set_budget(budget);
+	end(v);
+	expect_flush(1);
+	phase_end();
+	if (READ(v->box->done) != 2)
+		fail("%u WBINVDs are done", READ(v->box->done));
+}
+
+/* ---- limits -------------------------------------------------------------- */
+
+#define MANY	50
+
+static void unlimited(void)
+{
+	struct vcpu *v = vm_create(&vm, 1);
+	long long budget = get_number(BUDGET);
+
+	if (budget != 0 && budget != -ENOENT)
+		fail("wbinvd_budget is %lld", budget);
+	phase("%d WBINVDs without a limit", MANY);
+	begin(v, MANY);
+	end(v);
+	expected.guest[1] = MANY;
+	expect_flushes(1, MANY);
+	phase_end();
+}
+
+static void arguments(void)
+{
+	static const struct {
+		uint32_t flags;
+		uint64_t args[4];
+	} bad[] = {
+		{ 1, { 1 } }, { 0, { 1001 } }, { 0, { 1ULL << 32 } }, { 0, { -1ULL } },
+		{ 0, { 1, 1 } }, { 0, { 1, 0, 1 } }, { 0, { 1, 0, 0, 1 } }, { 0, { 0, 1 } },
+	};
+	static const int good[] = { 0, 1, 1000, 10, 0 };
+	static const char * const no_budget[] = { "-1", "1001", "x", "", "4294967296", "1 2" };
+	unsigned int i;
+	long has;
+
+	vm_create(&vm, 1);
+	has = must(ioctl(vm.fd, KVM_CHECK_EXTENSION, KVM_CAP_X86_WBINVD_LIMIT));
+	if (has != 1)
+		fail("KVM_CHECK_EXTENSION returns %ld", has);
+	for (i = 0; i < ARRAY_SIZE(bad); i++) {
+		int ret = try_limit(&vm, bad[i].flags, bad[i].args[0], bad[i].args[1],
+				    bad[i].args[2], bad[i].args[3]);
+
+		if (ret != -EINVAL)
+			fail("bad argument %u: %s", i, strerror(-ret));
+	}
+	for (i = 0; i < ARRAY_SIZE(good); i++) {
+		set_limit(&vm, good[i]);
+		set_budget(good[i]);
+		if (get_number(BUDGET) != good[i])
+			fail("wbinvd_budget is not what was written");
+	}
+	for (i = 0; i < ARRAY_SIZE(no_budget); i++)
+		if (put(BUDGET, "%s", no_budget[i]) >= 0)
+			fail("wbinvd_budget takes \"%s\"", no_budget[i]);
+	if (put(BUDGET, "1001") != -EINVAL)
+		fail("1001 is not EINVAL");
+	if (get_number(BUDGET) != 0)
+		fail("wbinvd_budget changed");
+}
+
+static void by_parameter(void)
+{
+	struct vcpu *v = waiting(1, 0);
+
+	must_wait_still(v, "nothing happened");
+	phase_released(v, 0);
+}
+
+static void by_capability(void)
+{
+	struct vcpu *v = waiting(0, 1);
+
+	phase("without a limit of its own it is executed");
+	set_limit(&vm, 0);
+	end(v);
+	expect_flush(1);
+	phase_end();
+}
+
+/* Whichever is lower */
+static void lower_limit_counts(void)
+{
+	struct vcpu *v = waiting(1000, 1);
+
+	set_budget(0);
+	must_wait_still(v, "a limit of its own is left");
+	set_budget(1);
+	set_limit(&vm, 1000);
+	must_wait_still(v, "wbinvd_budget is lower");
+	set_limit(&vm, 0);
+	must_wait_still(v, "wbinvd_budget is left");
+	phase_released(v, 0);
+}
+
+/*
+ * A tenth of the time, so a second saves 100 ms, and what is used up beyond that is paid
+ * back in ten times as much time: here not before half a second has gone by.
+ */
+static void wait_ends(void)
+{
+	struct vcpu *v = vm_create(&vm, 1);
+	double start;
+
+	set_budget(100);
+	hold_at(wbinvd_function(), "for_ms=150");
+	phase("a WBINVD uses up the budget, the next waits until time has paid for it");
+	start = now();
+	begin(v, 2);
+	end(v);
+	expected.guest[1] = 2;
+	expect_flushes(1, 2);
+	phase_end();
+	unload("hold");
+	if (now() - start < 0.6)
+		fail("the second one did not wait for half a second");
+	if (count(&vm, "wbinvd_delays") != 1 || count(&vm, "wbinvd_delay_ns") < 1000000)
+		fail("%lld delays, of %lld ns", count(&vm, "wbinvd_delays"),
+		     count(&vm, "wbinvd_delay_ns"));
+	if (count(&vm, "wbinvd_flush_ns") < 150000000)
+		fail("two flushes took %lld ns", count(&vm, "wbinvd_flush_ns"));
+}
+
+/* A limit that is never reached: nothing is delayed, and nothing left out. */
+static void within_the_limit(void)
+{
+	struct vcpu *v = vm_create(&vm, 1);
+
+	set_budget(1000);
+	phase("%d WBINVDs with all time allowed", MANY);
+	begin(v, MANY);
+	end(v);
+	expected.guest[1] = MANY;
+	expect_flushes(1, MANY);
+	phase_end();
+	if (count(&vm, "wbinvd_delays") || !count(&vm, "wbinvd_flush_ns"))
+		fail("%lld were delayed, their flushes took %lld ns",
+		     count(&vm, "wbinvd_delays"), count(&vm, "wbinvd_flush_ns"));
+}
+
+/* One VM's budget is not another's. */
+static void another_vm(void)
+{
+	struct vcpu *v = waiting(1, 0), *w;
+
+	memset(&other, 0, sizeof(other));
+	other.fd = create_vm();
+	other.mem = vm.mem;
+	must(ioctl(other.fd, KVM_CREATE_IRQCHIP, 0));
+	add_memory(other.fd, 0, 0, 0x10000, other.mem);
+	other.n_vcpus = 1;		/* a box of its own */
+	other.dev = must(kvm_vfio_create(other.fd));
+	must(kvm_vfio_add(other.dev, vm.group));
+	w = vcpu_create(&other, 2);
+	phase("another VM's WBINVD is executed");
+	begin(w, 1);
+	end(w);
+	expected.guest[2] = 1;
+	expect_flush(2);
+	phase_end();
+	must_wait_still(v, "another VM's was executed");
+	phase_released(v, 0);
+}
+
+/* ---- what does not wait for the bucket ----------------------------------- */
+
+static void signals(void)
+{
+	struct vcpu *v = waiting(1, 0);
+	int i;
+
+	for (i = 2; i < 5; i++) {
+		phase("a signal ends KVM_RUN before the WBINVD, and the next one waits again");
+		interrupt(v);
+		end_interrupted(v, WBINVD_AT);
+		resume(v);
+		wait_count(&vm, "wbinvd_delays", i);
+		expected.guest[1] = 1;
+		phase_end();
+	}
+	must_wait_still(v, "it was interrupted");
+	phase_released(v, 0);
+}
+
+static void immediate_exit(void)
+{
+	struct vcpu *v = waiting(1, 0);
+
+	phase("immediate_exit and a signal end KVM_RUN, and it does not begin again");
+	v->run->immediate_exit = 1;
+	interrupt(v);
+	end_interrupted(v, WBINVD_AT);
+	resume(v);
+	end_interrupted(v, WBINVD_AT);
+	phase_end();
+
+	phase("without it the WBINVD waits again");
+	v->run->immediate_exit = 0;
+	resume(v);
+	wait_count(&vm, "wbinvd_delays", 2);
+	expected.guest[1] = 1;
+	phase_end();
+	phase_released(v, 0);
+}
+
+/* User space may have gone elsewhere: nothing of the wait is left. */
+static void elsewhere_after_a_signal(void)
+{
+	struct vcpu *v = waiting(1, 0);
+	struct kvm_regs regs;
+
+	phase("what is executed after the interruption is not the WBINVD");
+	interrupt(v);
+	end_interrupted(v, WBINVD_AT);
+	must(ioctl(v->fd, KVM_GET_REGS, &regs));
+	regs.rip = WBINVD_AT + 2;
+	must(ioctl(v->fd, KVM_SET_REGS, &regs));
+	resume(v);
+	end(v);
+	phase_end();
+	if (READ(v->box->done) != 2)
+		fail("the guest did not go on where it was told");
+}
+
+static void nmis(void)
+{
+	struct vcpu *v = waiting(1, 0);
+	double limit = now() + SCENARIO_LIMIT / 2;
+	uint32_t n;
+
+	for (n = 1; n <= 3; n++) {
+		phase("an NMI is served, and the WBINVD begins again");
+		send_msi(&vm, MSI_NMI);
+		while (READ(v->box->nmis) != n)
+			if (now() > limit)
+				fail("the NMI waits for the budget");
+		wait_count(&vm, "wbinvd_delays", 1 + n);
+		expected.guest[1] = 1;
+		phase_end();
+	}
+	must_wait_still(v, "there were NMIs");
+	phase_released(v, 0);
+}
+
+static void init(void)
+{
+	struct vcpu *v = waiting(1, 0);
+
+	phase("INIT does not wait for the budget");
+	send_msi(&vm, MSI_INIT);
+	wait_sem(&v->back, "INIT");
+	if (v->error || v->run->exit_reason != KVM_EXIT_IO || v->run->io.port != 0x81)
+		fail("after INIT the vCPU stops with %s, exit reason %u",
+		     strerror(v->error), v->run->exit_reason);
+	phase_end();
+}
+
+/* Without the phases: only the process that counts them may have any. */
+static void wait_unobserved(void)
+{
+	struct vcpu *v = vm_create(&vm, 1);
+
+	set_budget(1);
+	begin(v, 2);
+	wait_count(&vm, "wbinvd_delays", 1);
+}
+
+static void killed(void)
+{
+	pid_t pid;
+
+	hold_at(wbinvd_function(), SPENT_MS);
+	phase("a process with a waiting vCPU is killed");
+	pid = fork_doomed(wait_unobserved);
+	kill(pid, SIGKILL);
+	must_die(pid, "a process whose vCPU waits");
+	expected.guest[1] = 2;
+	expect_flush(1);
+	phase_end();
+	unload("hold");
+}
+
+static sem_t returned;
+
+static void *delete_memslot(void *unused __attribute__((unused)))
+{
+	add_memory(vm.fd, 1, 0, 0, NULL);
+	sem_post(&returned);
+	return NULL;
+}
+
+/* It waits for all who hold kvm->srcu. */
+static void memslots(void)
+{
+	struct vcpu *v = waiting(1, 0);
+
+	phase("deleting a memslot does not wait for the budget");
+	sem_init(&returned, 0, 0);
+	thread_on(0, delete_memslot);
+	wait_sem(&returned, "deleting a memslot");
+	phase_end();
+	must_wait_still(v, "a memslot was deleted");
+	phase_released(v, 0);
+}
+
+static void device_calls(void)
+{
+	struct vcpu *v = waiting(1, 0);
+	char path[64], text[4096];
+	int second = group_open(1);
+
+	phase("fdinfo, ADD and DEL do not wait for the budget");
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", vm.dev);
+	if (get_text(path, text, sizeof(text)))
+		fail("no fdinfo");
+	must(kvm_vfio_add(vm.dev, second));
+	must(kvm_vfio_del(vm.dev, second));
+	phase_end();
+	must_wait_still(v, "other files came and went");
+
+	phase("when the VM becomes coherent, the WBINVD is skipped");
+	must(kvm_vfio_del(vm.dev, vm.group));
+	end(v);
+	phase_end();
+}
+
+static void closing(void)
+{
+	struct vcpu *v = waiting(1, 0);
+
+	phase("closing the device makes the VM coherent: the WBINVD is skipped");
+	close(vm.dev);
+	end(v);
+	phase_end();
+}
+
+static void owed_flush(void)
+{
+	struct vcpu *v = spent(1, 0);
+
+	phase("DEL flushes nothing, and ADD pays what is owed, the budget being used up");
+	must(kvm_vfio_del(vm.dev, vm.group));
+	must(kvm_vfio_add(vm.dev, vm.group));
+	expect_flush(1);
+	phase_end();
+	if (count(&vm, "wbinvd_delays"))
+		fail("the owed flush was delayed");
+
+	phase("the guest's next one waits");
+	begin(v, 1);
+	wait_count(&vm, "wbinvd_delays", 1);
+	expected.guest[1] = 1;
+	phase_end();
+	phase_released(v, 0);
+}
+
+/* ---- which CPUs ---------------------------------------------------------- */
+
+static void moved_while_waiting(void)
+{
+	struct vcpu *v = waiting(1, 0);
+
+	must(pin(v->tid, 2));
+	must_wait_still(v, "it was moved");
+	phase("executed where it was dirtied and where it is now");
+	set_budget(0);
+	end(v);
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+
+	phase("then only where it is now");
+	begin(v, 1);
+	end(v);
+	expected.guest[2] = 1;
+	expect_flush(2);
+	phase_end();
+}
+
+static void shared_flush(void)
+{
+	struct vcpu *v = spent(1, 0), *w = vcpu_create(&vm, 2);
+
+	/* One is noted for CPUs 1 and 3, the other for CPU 2. */
+	must(pin(v->tid, 3));
+	phase("two vCPUs wait");
+	begin(v, 1);
+	wait_count(&vm, "wbinvd_delays", 1);
+	begin(w, 1);
+	wait_count(&vm, "wbinvd_delays", 2);
+	expected.guest[3] = 1;
+	expected.guest[2] = 1;
+	phase_end();
+
+	phase("and share a flush on all of their CPUs");
+	set_budget(0);
+	end(v);
+	end(w);
+	expect_flush(1);
+	expect_flush(2);
+	expect_flush(3);
+	phase_end();
+	if (count(&vm, "wbinvd_shared") != 1 || count(&vm, "wbinvd_flushes") != 2)
+		fail("%lld flushes, %lld shared", count(&vm, "wbinvd_flushes"),
+		     count(&vm, "wbinvd_shared"));
+
+	phase("after it each is noted for its own CPU, or takes over the other's");
+	begin(v, 1);
+	end(v);
+	expected.guest[3] = 1;
+	expect_flush(3);
+	begin(w, 1);
+	end(w);
+	expected.guest[2] = 1;
+	expect_flush(2);
+	phase_end();
+}
+
+/* One that has stopped waiting is not served by what the others do. */
+static void not_shared_if_interrupted(void)
+{
+	struct vcpu *v = spent(1, 0), *w = vcpu_create(&vm, 2);
+
+	phase("two vCPUs wait, and one is interrupted");
+	begin(v, 1);
+	wait_count(&vm, "wbinvd_delays", 1);
+	begin(w, 1);
+	wait_count(&vm, "wbinvd_delays", 2);
+	interrupt(w);
+	end_interrupted(w, WBINVD_AT);
+	expected.guest[1] = 1;
+	expected.guest[2] = 1;
+	phase_end();
+	phase_released(v, 0);
+
+	phase("it executes its own, on its CPU");
+	resume(w);
+	end(w);
+	expected.guest[2] = 1;
+	expect_flush(2);
+	phase_end();
+}
+
+/* ---- the emulator -------------------------------------------------------- */
+
+static void emulated(void)
+{
+	static const char force[] = "/sys/module/kvm/parameters/force_emulation_prefix";
+	struct vcpu *v = spent(1, 0);
+	struct kvm_regs regs;
+
+	must_put(force, "1");
+	must(ioctl(v->fd, KVM_GET_REGS, &regs));
+	regs.rip = EMULATED_WBINVD_AT - 5;
+	must(ioctl(v->fd, KVM_SET_REGS, &regs));
+
+	phase("one that is emulated waits");
+	resume(v);
+	wait_count(&vm, "wbinvd_delays", 1);
+	phase_end();
+	must_wait_still(v, "it is emulated");
+
+	phase("a signal ends KVM_RUN before it");
+	interrupt(v);
+	end_interrupted(v, EMULATED_WBINVD_AT);
+	phase_end();
+
+	phase("emulated again, without a limit, it is executed");
+	set_budget(0);
+	regs.rip = EMULATED_WBINVD_AT - 5;
+	must(ioctl(v->fd, KVM_SET_REGS, &regs));
+	resume(v);
+	end(v);
+	expect_flush(1);
+	phase_end();
+	must_put(force, "0");
+}
+
+/* ---- main ---------------------------------------------------------------- */
+
+/* Whatever the one before has left */
+#define SCENARIO(name)							\
+static void run_##name(void)						\
+{									\
+	forget_hold();							\
+	put(BUDGET, "0");						\
+	name();								\
+	put(BUDGET, "0");						\
+}
+
+SCENARIO(unlimited)
+SCENARIO(arguments)
+SCENARIO(by_parameter)
+SCENARIO(by_capability)
+SCENARIO(lower_limit_counts)
+SCENARIO(wait_ends)
+SCENARIO(within_the_limit)
+SCENARIO(another_vm)
+SCENARIO(signals)
+SCENARIO(immediate_exit)
+SCENARIO(elsewhere_after_a_signal)
+SCENARIO(nmis)
+SCENARIO(init)
+SCENARIO(killed)
+SCENARIO(memslots)
+SCENARIO(device_calls)
+SCENARIO(closing)
+SCENARIO(owed_flush)
+SCENARIO(moved_while_waiting)
+SCENARIO(shared_flush)
+SCENARIO(not_shared_if_interrupted)
+SCENARIO(emulated)
+
+static const struct scenario scenarios[] = {
+	{ "no limit by default", run_unlimited },
+	{ "arguments", run_arguments },
+	{ "limited by the parameter", run_by_parameter },
+	{ "limited by the capability", run_by_capability },
+	{ "the lower limit counts", run_lower_limit_counts },
+	{ "a wait ends", run_wait_ends },
+	{ "within the limit", run_within_the_limit },
+	{ "another VM", run_another_vm },
+	{ "signals", run_signals },
+	{ "immediate_exit", run_immediate_exit },
+	{ "elsewhere after a signal", run_elsewhere_after_a_signal },
+	{ "NMIs", run_nmis },
+	{ "INIT", run_init },
+	{ "killed while it waits", run_killed },
+	{ "memslots", run_memslots },
+	{ "calls of the device", run_device_calls },
+	{ "closing the device", run_closing },
+	{ "the owed flush", run_owed_flush },
+	{ "moved while it waits", run_moved_while_waiting },
+	{ "a shared flush", run_shared_flush },
+	{ "not shared if interrupted", run_not_shared_if_interrupted },
+	{ "emulated", run_emulated },
+};
+
+int main(void)
+{
+	return run_scenarios(scenarios, (int)ARRAY_SIZE(scenarios), NULL);
+}
