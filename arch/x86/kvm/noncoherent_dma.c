@@ -55,10 +55,13 @@
 #include <linux/slab.h>
 #include <linux/smp.h>
 #include <linux/task_work.h>
+#include <linux/uaccess.h>
 #include <linux/workqueue.h>
 
 #include <asm/special_insns.h>
 
+#include "cpuid.h"
+#include "kvm_emulate.h"
 #include "mmu.h"
 #include "mmu/mmu_internal.h"
 #include "mmu/spte.h"
@@ -83,6 +86,15 @@ static noinline void wbinvd_ipi(void *data)
 	struct kvm_flush *flush = data;
 
 	wbinvd();
+	atomic_inc(&flush->cpus);
+}
+
+/* The same, but what was written back stays cached. */
+static noinline void wbnoinvd_ipi(void *data)
+{
+	struct kvm_flush *flush = data;
+
+	wbnoinvd();
 	atomic_inc(&flush->cpus);
 }
 
@@ -186,18 +198,99 @@ static unsigned int kvm_wbinvd_noncoherent(struct kvm_vcpu *vcpu)
 	return cpus;
 }
 
+/*
+ * The same for WBNOINVD.  All CPUs stay in the mask: none has lost what it has of
+ * memory that a device may change, so a WBINVD that follows has to reach them again.
+ */
+static unsigned int kvm_wbnoinvd_noncoherent(struct kvm_vcpu *vcpu)
+{
+	struct kvm_flush flush = {};
+	unsigned int cpus;
+
+	on_each_cpu_mask(vcpu->arch.wbinvd_dirty_mask, wbnoinvd_ipi, &flush, true);
+	cpus = atomic_read(&flush.cpus);
+	vcpu->stat.wbinvd_ipis += cpus - 1;
+	vcpu->stat.wbinvd_flushes++;
+	return cpus;
+}
+
+/*
+ * Only a CPU that has WBNOINVD makes a difference, and only a guest that has been
+ * told so means one.
+ */
+static bool kvm_has_wbnoinvd(struct kvm_vcpu *vcpu)
+{
+	struct kvm_cpuid_entry2 *entry;
+
+	if (!boot_cpu_has(X86_FEATURE_WBNOINVD))
+		return false;
+
+	entry = kvm_find_cpuid_entry(vcpu, 0x80000008);
+	return entry && entry->ebx & feature_bit(WBNOINVD);
+}
+
+/**
+ * kvm_wbinvd_exit_is_wbnoinvd - which of the two has caused the exit?
+ * @vcpu: the vCPU, loaded, behind an exit for WBINVD
+ *
+ * Both cause the same exit.  WBNOINVD is WBINVD with the prefix F3, and three bytes
+ * long.  So are others with a prefix that means nothing, which are WBINVDs, hence a
+ * look at the code.  Whatever is in doubt is a WBINVD, which does all that a WBNOINVD
+ * does: other prefixes as well, or code that is not at hand.
+ *
+ * The length is asked for first, so that a WBINVD is not searched in guest memory.
+ *
+ * Context: as kvm_wbinvd_not_skipped(), kvm->srcu held
+ */
+bool kvm_wbinvd_exit_is_wbnoinvd(struct kvm_vcpu *vcpu)
+{
+	static const u8 wbnoinvd_code[] = { 0xf3, 0x0f, 0x09 };
+	u8 code[sizeof(wbnoinvd_code)];
+	struct x86_exception e;
+	int len, r;
+
+	if (!boot_cpu_has(X86_FEATURE_WBNOINVD))
+		return false;
+
+	len = static_call(kvm_x86_exit_insn_len)(vcpu);
+	if (len && len != sizeof(wbnoinvd_code))
+		return false;
+	if (!kvm_has_wbnoinvd(vcpu) || vcpu->arch.guest_state_protected)
+		return false;
+
+	/* It has just been executed, so it is there, or not worth waiting for. */
+	pagefault_disable();
+	r = kvm_read_guest_virt(vcpu, kvm_get_linear_rip(vcpu), code, sizeof(code), &e);
+	pagefault_enable();
+	return r == X86EMUL_CONTINUE && !memcmp(code, wbnoinvd_code, sizeof(code));
+}
+
+/**
+ * kvm_emulated_is_wbnoinvd - which of the two is being emulated?
+ * @vcpu: the vCPU, whose emulator has decoded it
+ */
+bool kvm_emulated_is_wbnoinvd(struct kvm_vcpu *vcpu)
+{
+	struct x86_emulate_ctxt *ctxt = vcpu->arch.emulate_ctxt;
+
+	return ctxt->rep_prefix == REPE_PREFIX && ctxt->_eip - ctxt->eip == 3 &&
+	       kvm_has_wbnoinvd(vcpu);
+}
+
 /**
  * kvm_wbinvd_not_skipped - do what kvm_wbinvd_skipped() could not leave undone
  * @vcpu: the vCPU that executed WBINVD, loaded
+ * @noinvd: it was WBNOINVD
  *
- * Context: process context, preemption and interrupts enabled
+ * Context: process context, interrupts enabled
  */
-void kvm_wbinvd_not_skipped(struct kvm_vcpu *vcpu)
+void kvm_wbinvd_not_skipped(struct kvm_vcpu *vcpu, bool noinvd)
 {
 	unsigned int cpus = 0;
 
 	if (kvm_arch_has_noncoherent_dma(vcpu->kvm))
-		cpus = kvm_wbinvd_noncoherent(vcpu);
+		cpus = noinvd ? kvm_wbnoinvd_noncoherent(vcpu) :
+				kvm_wbinvd_noncoherent(vcpu);
 	trace_kvm_wbinvd(vcpu, cpus);
 }
 
@@ -210,7 +303,7 @@ void kvm_wbinvd_not_skipped(struct kvm_vcpu *vcpu)
  */
 int kvm_emulate_wbinvd_not_skipped(struct kvm_vcpu *vcpu)
 {
-	kvm_wbinvd_not_skipped(vcpu);
+	kvm_wbinvd_not_skipped(vcpu, kvm_wbinvd_exit_is_wbnoinvd(vcpu));
 	return kvm_skip_emulated_instruction(vcpu);
 }
 

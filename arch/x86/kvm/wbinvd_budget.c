@@ -72,12 +72,14 @@
  * struct kvm_wbinvd_waiter - a vCPU whose WBINVD waits, on the stack of its thread
  * @node: in the VM's list of them
  * @vcpu: the vCPU
+ * @noinvd: it is a WBNOINVD
  * @covered: the flush that is being executed is for this one, too
  * @done: so was one that has been executed
  */
 struct kvm_wbinvd_waiter {
 	struct list_head node;
 	struct kvm_vcpu *vcpu;
+	bool noinvd;
 	bool covered;
 	bool done;
 };
@@ -194,14 +196,14 @@ static void kvm_wbinvd_wake(struct kvm_vcpu *vcpu)
 }
 
 /* Execute it now.  Returns how long that took. */
-static u64 kvm_wbinvd_execute(struct kvm_vcpu *vcpu)
+static u64 kvm_wbinvd_execute(struct kvm_vcpu *vcpu, bool noinvd)
 {
 	u64 ns;
 
 	/* The VM does not pay for the time of others who preempt this task. */
 	preempt_disable();
 	ns = ktime_get_ns();
-	kvm_wbinvd_not_skipped(vcpu);
+	kvm_wbinvd_not_skipped(vcpu, noinvd);
 	ns = ktime_get_ns() - ns;
 	preempt_enable();
 	return ns;
@@ -222,7 +224,8 @@ static void kvm_wbinvd_charge(struct kvm_vcpu *vcpu, u64 ns)
 
 /*
  * One flush for all that wait.  The vCPU takes over the CPUs that the others may
- * have dirtied: a CPU too many in its mask costs time, one too few data.
+ * have dirtied: a CPU too many in its mask costs time, one too few data.  It is a
+ * WBINVD if it is one for any of them.
  *
  * Called, and returns, with the lock held, but does not hold it meanwhile.
  */
@@ -231,6 +234,7 @@ static void kvm_wbinvd_flush_for_all(struct kvm_vcpu *vcpu)
 	struct kvm_wbinvd_budget *budget = &vcpu->kvm->wbinvd_budget;
 	struct cpumask *dirty = vcpu->arch.wbinvd_dirty_mask;
 	struct kvm_wbinvd_waiter *waiter;
+	bool noinvd = true;
 	u64 ns;
 
 	lockdep_assert_held(&budget->lock);
@@ -242,13 +246,14 @@ static void kvm_wbinvd_flush_for_all(struct kvm_vcpu *vcpu)
 	 */
 	list_for_each_entry(waiter, &budget->waiters, node) {
 		waiter->covered = true;
+		noinvd = noinvd && waiter->noinvd;
 		(void)data_race((cpumask_or(dirty, dirty,
 					    waiter->vcpu->arch.wbinvd_dirty_mask), 0));
 	}
 	budget->flushing = true;
 	raw_spin_unlock(&budget->lock);
 
-	ns = kvm_wbinvd_execute(vcpu);
+	ns = kvm_wbinvd_execute(vcpu, noinvd);
 
 	raw_spin_lock(&budget->lock);
 	budget->flushing = false;
@@ -308,7 +313,7 @@ static bool kvm_wbinvd_sleep(struct kvm_vcpu *vcpu, u64 ns)
 	return leave;
 }
 
-/* The CPUs noted before are clean, and the guest has not run since. */
+/* The CPUs noted before have been flushed, and the guest has not run since. */
 static void kvm_wbinvd_note_this_cpu_only(struct kvm_vcpu *vcpu)
 {
 	struct cpumask *dirty = vcpu->arch.wbinvd_dirty_mask;
@@ -320,10 +325,10 @@ static void kvm_wbinvd_note_this_cpu_only(struct kvm_vcpu *vcpu)
 }
 
 /* Returns false if the WBINVD has to be executed again. */
-static bool kvm_wbinvd_within_budget(struct kvm_vcpu *vcpu)
+static bool kvm_wbinvd_within_budget(struct kvm_vcpu *vcpu, bool noinvd)
 {
 	struct kvm_wbinvd_budget *budget = &vcpu->kvm->wbinvd_budget;
-	struct kvm_wbinvd_waiter self = { .vcpu = vcpu };
+	struct kvm_wbinvd_waiter self = { .vcpu = vcpu, .noinvd = noinvd };
 	bool flushed = false, leave = false;
 	u64 since = 0, ns;
 
@@ -348,7 +353,9 @@ static bool kvm_wbinvd_within_budget(struct kvm_vcpu *vcpu)
 	raw_spin_unlock(&budget->lock);
 
 	if (self.done && !flushed) {
-		kvm_wbinvd_note_this_cpu_only(vcpu);
+		/* What was flushed for a WBNOINVD may not have been invalidated. */
+		if (!noinvd)
+			kvm_wbinvd_note_this_cpu_only(vcpu);
 		vcpu->stat.wbinvd_shared++;
 	}
 	if (since) {
@@ -366,7 +373,7 @@ static bool kvm_wbinvd_within_budget(struct kvm_vcpu *vcpu)
 	 * behind that.  It cannot be made to come back, so it gets into debt.
 	 */
 	if (vcpu->arch.guest_state_protected) {
-		ns = kvm_wbinvd_execute(vcpu);
+		ns = kvm_wbinvd_execute(vcpu, noinvd);
 		raw_spin_lock(&budget->lock);
 		kvm_wbinvd_charge(vcpu, ns);
 		raw_spin_unlock(&budget->lock);
@@ -394,7 +401,7 @@ int kvm_emulate_wbinvd_contained(struct kvm_vcpu *vcpu)
 	if (kvm_wbinvd_is_free(vcpu->kvm))
 		return kvm_emulate_wbinvd_not_skipped(vcpu);
 
-	if (!kvm_wbinvd_within_budget(vcpu))
+	if (!kvm_wbinvd_within_budget(vcpu, kvm_wbinvd_exit_is_wbnoinvd(vcpu)))
 		return 1;
 	return kvm_skip_emulated_instruction(vcpu);
 }
@@ -409,10 +416,12 @@ int kvm_emulate_wbinvd_contained(struct kvm_vcpu *vcpu)
  */
 int kvm_wbinvd_emulated(struct kvm_vcpu *vcpu)
 {
+	bool noinvd = kvm_emulated_is_wbnoinvd(vcpu);
+
 	if (kvm_wbinvd_is_free(vcpu->kvm)) {
-		kvm_wbinvd_not_skipped(vcpu);
+		kvm_wbinvd_not_skipped(vcpu, noinvd);
 		return X86EMUL_CONTINUE;
 	}
-	return kvm_wbinvd_within_budget(vcpu) ? X86EMUL_CONTINUE :
-						X86EMUL_INTERCEPTED;
+	return kvm_wbinvd_within_budget(vcpu, noinvd) ? X86EMUL_CONTINUE :
+							X86EMUL_INTERCEPTED;
 }

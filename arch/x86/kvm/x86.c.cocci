@@ -102,7 +102,7 @@ identifier vcpu;
  {
 -	...
 +	if (!kvm_wbinvd_skipped(vcpu))
-+		kvm_wbinvd_not_skipped(vcpu);
++		kvm_wbinvd_not_skipped(vcpu, kvm_emulated_is_wbnoinvd(vcpu));
 +	return X86EMUL_CONTINUE;
  }
 
@@ -238,7 +238,7 @@ expression e;
 expression vcpu;
 @@
  	if (!kvm_wbinvd_skipped(vcpu))
--		kvm_wbinvd_not_skipped(vcpu);
+-		kvm_wbinvd_not_skipped(vcpu, ...);
 +		return kvm_wbinvd_emulated(vcpu);
 
 @emulate_contained@
