@@ -17,6 +17,11 @@
 /* Where the guest's WBINVD is, and the one that KVM emulates */
 #define WBINVD_AT		0x1000
 #define EMULATED_WBINVD_AT	0x1205
+/* One WBNOINVD, one that KVM emulates, and WBINVDs with other prefixes */
+#define WBNOINVD_AT		0x1300
+#define EMULATED_WBNOINVD_AT	0x1405
+#define PREFIX_66_AT		0x1500
+#define PREFIX_66_F3_AT		0x1600
 
 /* What a vCPU and the test share. Accessed by READ() and WRITE() only. */
 struct box {
@@ -66,8 +71,33 @@ long long count(struct vm *vm, const char *name);
 /* Wait until it is @n. */
 void wait_count(struct vm *vm, const char *name, long long n);
 
+/* Begin elsewhere, and run until the guest is through. */
+void run_at(struct vcpu *v, uint64_t rip);
+/* What the guest's CPUID says of WBNOINVD; before it runs */
+void tell_wbnoinvd(struct vcpu *v, bool has);
+
 void set_budget(int per_mille);
 int try_limit(struct vm *vm, uint32_t flags, uint64_t a, uint64_t b, uint64_t c, uint64_t d);
 void set_limit(struct vm *vm, int per_mille);
+
+/* ---- scenarios ----------------------------------------------------------- */
+
+/* Whatever the one before has left */
+void tidy_up(void);
+
+#define SCENARIO(name)							\
+void run_##name(void)						\
+{									\
+	tidy_up();							\
+	name();								\
+	tidy_up();							\
+}
+
+void run_wbnoinvd(void);
+void run_wbnoinvd_within_budget(void);
+void run_wbnoinvd_emulated(void);
+void run_wbnoinvd_not_told(void);
+void run_other_prefixes(void);
+void run_no_wbnoinvd(void);
 
 #endif

@@ -36,6 +36,15 @@ static const uint8_t emulated_code[] = {
 	0xe6, 0x80,			/*        out %al, $0x80 */
 };
 
+#define REST	0x66, 0xff, 0x06, 8, 0, 0xe6, 0x80	/* incl box.done; out */
+
+static const uint8_t wbnoinvd_code[] = { 0xf3, 0x0f, 0x09, REST };
+static const uint8_t emulated_wbnoinvd_code[] = {
+	0x0f, 0x0b, 'k', 'v', 'm', 0xf3, 0x0f, 0x09, REST
+};
+static const uint8_t prefix_66_code[] = { 0x66, 0x0f, 0x09, REST };
+static const uint8_t prefix_66_f3_code[] = { 0x66, 0xf3, 0x0f, 0x09, REST };
+
 static const uint8_t reset_code[] = {
 	0xe6, 0x81,			/*        out %al, $0x81 */
 	0xeb, 0xfc,
@@ -52,6 +61,11 @@ struct vcpu *vm_create(struct vm *vm, int cpu)
 	memcpy(vm->mem + WBINVD_AT, guest_code, sizeof(guest_code));
 	memcpy(vm->mem + NMI_HANDLER, nmi_code, sizeof(nmi_code));
 	memcpy(vm->mem + EMULATED_CODE, emulated_code, sizeof(emulated_code));
+	memcpy(vm->mem + WBNOINVD_AT, wbnoinvd_code, sizeof(wbnoinvd_code));
+	memcpy(vm->mem + EMULATED_WBNOINVD_AT - 5, emulated_wbnoinvd_code,
+	       sizeof(emulated_wbnoinvd_code));
+	memcpy(vm->mem + PREFIX_66_AT, prefix_66_code, sizeof(prefix_66_code));
+	memcpy(vm->mem + PREFIX_66_F3_AT, prefix_66_f3_code, sizeof(prefix_66_f3_code));
 	*(uint32_t *)(vm->mem + 2 * 4) = NMI_HANDLER;	/* segment 0 */
 	add_memory(vm->fd, 0, 0, GUEST_MEM, vm->mem);
 	memcpy(reset + 0xff0, reset_code, sizeof(reset_code));
@@ -144,6 +158,30 @@ void end_interrupted(struct vcpu *v, uint64_t rip)
 	must(ioctl(v->fd, KVM_GET_REGS, &regs));
 	if (regs.rip != rip)
 		fail("it was interrupted at %#llx, not at its WBINVD", regs.rip);
+}
+
+void run_at(struct vcpu *v, uint64_t rip)
+{
+	struct kvm_regs regs;
+
+	must(ioctl(v->fd, KVM_GET_REGS, &regs));
+	regs.rip = rip;
+	must(ioctl(v->fd, KVM_SET_REGS, &regs));
+	resume(v);
+	end(v);
+}
+
+void tell_wbnoinvd(struct vcpu *v, bool has)
+{
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 entry;
+	} cpuid = {
+		.head.nent = 1,
+		.entry = { .function = 0x80000008, .eax = 0x3028, .ebx = has << 9 },
+	};
+
+	must(ioctl(v->fd, KVM_SET_CPUID2, &cpuid));
 }
 
 void interrupt(struct vcpu *v)

@@ -562,16 +562,6 @@ static void emulated(void)
 
 /* ---- main ---------------------------------------------------------------- */
 
-/* Whatever the one before has left */
-#define SCENARIO(name)							\
-static void run_##name(void)						\
-{									\
-	forget_hold();							\
-	put(BUDGET, "0");						\
-	name();								\
-	put(BUDGET, "0");						\
-}
-
 SCENARIO(unlimited)
 SCENARIO(arguments)
 SCENARIO(by_parameter)
@@ -618,6 +608,12 @@ static const struct scenario scenarios[] = {
 	{ "a shared flush", run_shared_flush },
 	{ "not shared if interrupted", run_not_shared_if_interrupted },
 	{ "emulated", run_emulated },
+	{ "WBNOINVD", run_wbnoinvd },
+	{ "WBNOINVD, with a budget", run_wbnoinvd_within_budget },
+	{ "WBNOINVD, emulated", run_wbnoinvd_emulated },
+	{ "WBNOINVD in a guest without it", run_wbnoinvd_not_told },
+	{ "WBINVD with other prefixes", run_other_prefixes },
+	{ "WBNOINVD on a processor without it", run_no_wbnoinvd },
 };
 
 int main(void)
