@@ -138,6 +138,28 @@ ask_counters() {
 	shows kvm-stat-sum "kvm_stat" "^wbinvd_exits $all_exits\$" "^wbinvd_flushes $all_flushes\$" \
 		"^wbinvd_ipis $ipis\$" "^noncoherent_dma_changes $((5 * noncoherent))\$"
 	ask_qemu "$exits" "$flushes" "$ipis"
+	ask_budget "$flushes"
+}
+
+# Nothing executes WBINVD meanwhile.
+ask_budget() {
+	local parameter=/sys/module/kvm/parameters/wbinvd_budget
+
+	run who-flushes
+	shows who-flushes "who_flushes" "^/sys/kernel/debug/kvm/$pid-[0-9]+/wbinvd_flushes:$1\$" \
+		"^/sys/kernel/debug/kvm/$other_vm-$other_fd/wbinvd_flushes:$((2 * noncoherent))\$"
+	run budget
+	cat "$parameter" >>"$out/budget"
+	shows budget "a_budget" only "^10\$"
+	run delays
+	shows delays "what_was_delayed" \
+		"^/sys/kernel/debug/kvm/$pid-[0-9]+/wbinvd_delays:0\$" \
+		"^/sys/kernel/debug/kvm/$pid-[0-9]+/wbinvd_delay_ns:0\$" \
+		"^/sys/kernel/debug/kvm/$pid-[0-9]+/wbinvd_flush_ns:0\$" \
+		"^/sys/kernel/debug/kvm/$pid-[0-9]+/wbinvd_shared:0\$"
+	run budget-undo
+	cat "$parameter" >>"$out/budget-undo"
+	shows budget-undo "no_budget" only "^0\$"
 }
 
 # Of kvm_stat's log: names, then every second a date, a time and the growth of each
