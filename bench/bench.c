@@ -56,6 +56,7 @@
 
 #define TRACING		"/sys/kernel/tracing/"
 #define FLAG_EVENT	TRACING "events/kvm_vfio/kvm_vfio_coherency/"
+#define WBINVD_BUDGET	"/sys/module/kvm/parameters/wbinvd_budget"
 #define EXIT_EVENT	TRACING "events/raw_syscalls/sys_exit/"
 
 #define MAX_GROUPS	1024
@@ -827,6 +828,18 @@ static void bench_guest_as(const char *dma)
 	row(pool.groups, dma, "fault", 0, &fault);
 }
 
+/* With a limit that is never reached, so that each flush is measured. Stock has none. */
+static void bench_limited_wbinvd(void)
+{
+	struct cost cost;
+
+	if (put(WBINVD_BUDGET, "1000"))
+		return;
+	cost = wbinvd_cost();
+	must_put(WBINVD_BUDGET, "0");
+	row(pool.groups, pool.dma, "wbinvd_limited", 0, &cost);
+}
+
 /*
  * From the beginning of VFIO_SET_IOMMU until KVM treats the VM as non-coherent, which
  * is the moment before the event says so. What the event takes is in it, and so is
@@ -1037,6 +1050,7 @@ static void bench_guests(int transitions)
 	attach_pool();
 	make_guest();
 	must(add(0));
+	bench_limited_wbinvd();
 	bench_guest_as("noncoherent");
 	close_guest();
 }
