@@ -21,7 +21,7 @@ CC := $(shell kit/get $(HOST) compiler)
 SELFTESTS := $(basename $(notdir $(wildcard tools/testing/selftests/kvm/vfio_*_test.c)))
 
 PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so out/lab/ept_test out/lab/bench \
-	    out/lab/mixed_test out/lab/mtty_test out/lab/budget_test $(SELFTESTS:%=$(O)/%) $(O)/nested_test \
+	    out/lab/mixed_test out/lab/mtty_test out/lab/budget_test out/lab/torture_test $(SELFTESTS:%=$(O)/%) $(O)/nested_test \
 	    $(O)/vfio_testdev/vfio_testdev.ko out/lab/mixtures_test $(O)/mixtures
 
 .PHONY: help
@@ -33,6 +33,8 @@ help:
 	@echo '                    something has changed for; AGAIN=1: whether it has or not'
 	@echo '  make quick        the fast ones of them, for BASE alone'
 	@echo '  make check-debug  the tests under a kernel with KASAN, lockdep and kmemleak'
+	@echo '  make torture      the whole interface at random, compared with a model, and races: 200,000'
+	@echo '                    steps ($(CHECK_BASES) unless BASE is given); LONG=1: 2,000,000; SEED=N'
 	@echo '  make mutants      break the device in many ways: do the tests notice?'
 	@echo '  make bench        what it costs, beside the stock modules, in instructions'
 	@echo '  make modules      $(O)/modules/{kvm,kvm-amd,kvm-intel,vfio,vfio_iommu_type1}.ko for Debian'
@@ -137,7 +139,7 @@ $(PROGRAMS): | setup
 KIT := $(addprefix tests/kit/,lab.c files.c hold.c vfio.c vm.c)
 KIT_HEADERS := $(wildcard tests/kit/*.h) tools/testing/selftests/kvm/vfio_dev_uapi.h
 
-LAB_TESTS := $(addprefix out/lab/,wbinvd_test ept_test mixed_test mtty_test mixtures_test budget_test)
+LAB_TESTS := $(addprefix out/lab/,wbinvd_test ept_test mixed_test mtty_test mixtures_test budget_test torture_test)
 out/lab/wbinvd_test out/lab/budget_test: tests/kit/wbinvd_phase.c
 
 .SECONDEXPANSION:
@@ -201,6 +203,15 @@ check:
 check-debug: debug-kernel programs bochs
 	@tests/fixtures/build $(BASE) debug
 	@tests/check --base $(BASE) --kernel debug
+
+# Under the debug kernel as well, where that is built
+.PHONY: torture
+torture: setup
+	@set -e; for base in $(CHECK_BASES); do \
+		$(MAKE) BASE=$$base modules out/lab/torture_test out/$$base/vfio_testdev/vfio_testdev.ko; \
+		[ ! -e out/$$base/debug/bzImage ] || tests/fixtures/build $$base debug; done
+	@tests/torture/torture --base $(subst $(empty) $(empty),$(comma),$(CHECK_BASES)) \
+		--steps $(if $(LONG),2000000,200000) $(if $(SEED),--seed $(SEED))
 
 # Breaks the device in many ways, one at a time; about a minute each.
 .PHONY: mutants

@@ -45,6 +45,11 @@ void end_test(int how, const char *format, ...)
 	_exit(1);
 }
 
+const char *why_ended(void)
+{
+	return reason;
+}
+
 /* ---- waiting ------------------------------------------------------------- */
 
 void wait_until(bool (*condition)(void), const char *what)

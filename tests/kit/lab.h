@@ -39,6 +39,9 @@ extern jmp_buf test_end;
 void __attribute__((noreturn, format(printf, 2, 3)))
 end_test(int how, const char *format, ...);
 
+/* What was said; for a process that has come to test_end by itself */
+const char *why_ended(void);
+
 #define fail(...)	end_test(FAILED, __VA_ARGS__)
 #define skip(...)	end_test(SKIPPED, __VA_ARGS__)
 

@@ -158,7 +158,7 @@ void count_flushes(void)
 	probe = must(syscall(SYS_perf_event_open, &attr, -1, 0, -1, PERF_FLAG_FD_CLOEXEC));
 }
 
-static uint64_t flushes(void)
+uint64_t flushes_counted(void)
 {
 	uint64_t count;
 
@@ -169,7 +169,7 @@ static uint64_t flushes(void)
 
 bool wbinvd_is_executed(struct wbinvd_vm *vm)
 {
-	uint64_t before = flushes();
+	uint64_t before = flushes_counted();
 	int ret;
 
 	do {
@@ -177,5 +177,5 @@ bool wbinvd_is_executed(struct wbinvd_vm *vm)
 	} while (ret && errno == EINTR);
 	if (ret || vm->run->exit_reason != KVM_EXIT_HLT)
 		fail("the guest left with %d, exit %u", ret, vm->run->exit_reason);
-	return flushes() > before;
+	return flushes_counted() > before;
 }

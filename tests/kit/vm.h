@@ -37,6 +37,7 @@ struct wbinvd_vm {
 void make_wbinvd_vm(struct wbinvd_vm *vm);
 /* From now on this thread stays on CPU 0, where the kernel's WBINVDs for guests count. */
 void count_flushes(void);
+uint64_t flushes_counted(void);
 /* For kprobes: KVM's own, or what newer kernels share with KVM */
 const char *wbinvd_function(void);
 /* Its vCPU executes one, here. */

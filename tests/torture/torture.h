@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the parts of torture_test share: torture_model.c has the model, torture_steps.c
+ * the steps, for real and in the model, torture_check.c the comparison, torture_pick.c
+ * chooses steps, torture_walk.c runs them in a process of their own, and makes those that
+ * fail few. torture_races.c and torture_faults.c do without a model.
+ */
+#ifndef LAB_TORTURE_H
+#define LAB_TORTURE_H
+
+#include <stdint.h>
+
+#include "files.h"
+#include "vfio.h"
+#include "vm.h"
+
+#define NONE		(-1)
+
+#define VMS		8
+#define LOCAL_VMS	6	/* the others are of processes of their own */
+#define VCPUS		2
+#define MEMSLOTS	2	/* that come and go */
+#define FILES		32
+#define CONTAINERS	3
+#define GROUPS		16
+#define DEVICES		24
+#define HOLDERS		2	/* forked processes, with a copy of every descriptor */
+#define FLIGHT		4	/* descriptors on their way through a socket */
+#define CPUS		2
+
+/* ---- steps --------------------------------------------------------------- */
+
+/* Name, weight, and which of a, b and c mean what */
+#define STEPS(step)							\
+	step(VM, 3)		/* a: VM */				\
+	step(VM_CLOSE, 1)	/* a: VM; a process of its own is killed */ \
+	step(DEVICE, 6)		/* a: VM, b: how */			\
+	step(DEVICE_CLOSE, 2)	/* a: VM */				\
+	step(VCPU, 4)		/* a: VM, b: vCPU */			\
+	step(RUN, 24)		/* a: VM, b: vCPU, c: CPU */		\
+	step(BLOCK, 2)		/* a: VM, b: vCPU */			\
+	step(UNBLOCK, 2)	/* a: VM */				\
+	step(MEMSLOT, 2)	/* a: VM, b: slot, c: 1 create, 0 delete */ \
+	step(ADD, 26)		/* a: VM, b: file, c: 1 by its copy */	\
+	step(DEL, 16)		/* a: VM, b: file, c: 1 by its copy */	\
+	step(BAD, 16)		/* a: VM, b: which call, c: file */	\
+	step(OPEN, 10)		/* a: group, b: file */			\
+	step(OPEN_DEVICE, 8)	/* a: the group's file, b: file, c: device */ \
+	step(CLOSE, 5)		/* a: file, c: 1 its copy */		\
+	step(DUP, 3)		/* a: file */				\
+	step(SEND, 2)		/* a: file */				\
+	step(RECEIVE, 2)						\
+	step(JOIN, 14)		/* a: file, b: container */		\
+	step(LEAVE, 8)		/* a: file */				\
+	step(IOMMU, 12)		/* b: container */			\
+	step(CONTAINER, 2)	/* b: container, c: 1 open, 0 close */	\
+	step(BIND, 4)		/* a: device */				\
+	step(UNBIND, 3)		/* a: device */				\
+	step(COHERENT, 3)	/* a: device, b: is it? */		\
+	step(FORK, 1)		/* a: holder */				\
+	step(KILL, 1)		/* a: holder */				\
+	step(FOREIGN, 2)	/* a: holder, b: VM, c: file */		\
+	step(CPU, 1)		/* c: CPU 1 is 1 online, 0 offline */
+
+#define STEP_NUMBER(name, weight)	STEP_##name,
+enum { STEPS(STEP_NUMBER) STEP_KINDS };
+#undef STEP_NUMBER
+
+struct step {
+	uint8_t kind, a, b, c;
+};
+
+extern const char *const step_names[STEP_KINDS];
+extern const int step_weights[STEP_KINDS];
+
+/* ---- what the host has --------------------------------------------------- */
+
+/* Devices that can be given to VFIO; found once, and the same for all walks. */
+extern struct device {
+	char name[32];		/* for VFIO_GROUP_GET_DEVICE_FD */
+	int id;			/* the fixture's number, NONE: a PCI device */
+	int group;
+	bool emulated;
+	bool coherent_at_first;
+	/* The model: */
+	bool coherent, bound;
+} devices[DEVICES];
+extern int nr_devices;
+
+extern struct group {
+	int number;
+	bool emulated;
+} groups[GROUPS];
+extern int nr_groups;
+
+/* Linux 6.1: a device's file is no VFIO file. */
+extern bool old_vfio;
+/* Stock modules have nothing to read back. */
+extern bool stock;
+/* Only these are compared in this walk. */
+extern bool results_only;
+/* A walk with these has failed, and others are to go on. */
+extern bool without_step[STEP_KINDS];
+
+void find_devices(void);
+bool has_noncoherent_devices(void);
+/* As they were found: all bound, and as coherent as they were at first. */
+void restore_devices(void);
+int bind_device(int device, bool bind);
+
+/* ---- the model ----------------------------------------------------------- */
+
+extern struct vm {
+	bool exists;		/* somebody has a descriptor of it */
+	int fd, dev, vcpu[VCPUS];
+	struct kvm_run *run[VCPUS];
+	size_t run_size;
+	uint8_t *memory;
+	uint8_t *blocked_page;
+	int uffd;
+	pthread_t thread;	/* whose vCPU waits for a page */
+	int blocked;		/* which one, or NONE */
+	pid_t creator;
+	int number;		/* its descriptor when it was made */
+	pid_t process;		/* its own, if it is not ours */
+	int socket;
+	/* The model: */
+	unsigned int held, device_held;		/* by holders, a bit each */
+	bool has_device;
+	bool made[VCPUS];
+	unsigned int dirty[VCPUS];		/* CPUs, a bit each */
+	bool memslot[MEMSLOTS], blocked_slot;
+	int order[FILES], files;		/* tracked, in the order of ADD */
+	int noncoherent;			/* files */
+	long changes, flushes, exits, exit_flushes, ipis;
+} vms[VMS];
+
+/* An open file, for as long as anybody has it */
+extern struct file {
+	bool used;
+	int fd, copy;
+	unsigned int flights;	/* on their way through the socket */
+	unsigned int held;	/* by holders, a bit each */
+	unsigned int owners;	/* by VMs, a bit each */
+	int group;
+	int device;		/* whose it is; NONE: a group's */
+	int parent;		/* the group's file that it came from */
+	/* Of a group's file: */
+	bool dead;		/* its last device has left VFIO */
+	int container;
+	bool enforced;		/* by its domain */
+} files[FILES];
+
+extern struct container {
+	int fd;
+	unsigned int held;
+	bool alive, iommu;
+} containers[CONTAINERS];
+
+extern struct holder {
+	pid_t pid;
+	int socket;
+} holders[HOLDERS];
+
+extern int flight[FLIGHT], nr_flight, flight_socket[2];
+extern bool cpu1_online;
+/* How often this CPU, 0, wrote its caches back for guests */
+extern uint64_t flushes_here;
+extern bool has_uffd;
+
+void model_begin(void);
+bool is_local(int v);
+bool tracks(int v, const struct file *file);
+bool is_attached(const struct file *file);
+int coherency_of(const struct file *file);
+bool container_enforces(int container);
+int live_file(int group);
+bool group_is_alive(int group);
+bool device_is_open(int device);
+bool has_children(int parent);
+void model_open(int f, int group, int device, int parent, int fd);
+void model_join(int f, int container);
+void model_detach(struct file *file);
+void model_iommu(int container);
+void model_unbound(int device);
+void model_track(int v, int f, bool track);
+void model_device_gone(int v);
+/* What nobody has any more is gone. */
+void model_settle(void);
+/* What follows for the VMs from what has become of the files */
+void model_follow(void);
+void model_load(int v, int vcpu, int cpu);
+void model_wbinvd(int v, int vcpu, int cpu);
+
+/* ---- a walk -------------------------------------------------------------- */
+
+/* In what something is not as the model says */
+enum aspect { RESULT, STATE, FDINFO, STATISTICS, FLUSHES, ORACLE, REFERENCES, HANG, BROKEN };
+extern const char *const aspect_names[];
+
+/* Ends the walk, and this process. */
+void __attribute__((noreturn, format(printf, 2, 3)))
+wrong(enum aspect aspect, const char *format, ...);
+
+const char *name_of(int result);
+void expect(const char *what, int result, int expected);
+
+/* A system call that returns 0 or more, or fails: the result as the kernel gave it */
+static inline int call(long ret)
+{
+	return ret < 0 ? -errno : ret;
+}
+
+void do_step(const struct step *step);
+void check_some(const struct step *step, unsigned int turn);
+void check_all(void);
+
+uint32_t next_random(void);
+void seed_random(uint32_t seed);
+unsigned int chance(unsigned int n);
+void pick_step(struct step *step);
+
+/* Their processes end with this one, but nobody waits for that. */
+void end_processes(void);
+
+/* ---- faults on purpose --------------------------------------------------- */
+
+extern bool faults;		/* each call of a walk is made to fail in each place */
+extern unsigned long faults_injected;
+const char *no_faults(void);
+void fault_begin(int kind);
+/* It failed because it was made to, and has to be done again. */
+bool fault_again(int result, bool any_error);
+
+extern int current_kind;
+
+#define FAULTY(expr, any_error)						\
+({									\
+	int faulty_ret;							\
+									\
+	do {								\
+		fault_begin(current_kind);				\
+		faulty_ret = call(expr);				\
+	} while (fault_again(faulty_ret, any_error));			\
+	faulty_ret;							\
+})
+/* Calls of KVM's device tell ENOMEM; VFIO's other calls may tell of it otherwise. */
+#define CALL(expr)	FAULTY(expr, false)
+#define CALL_VFIO(expr)	FAULTY(expr, true)
+
+/* ---- cases --------------------------------------------------------------- */
+
+struct options {
+	uint32_t seed;
+	long steps;
+	int length;		/* of a walk */
+	int failures;		/* so many walks may fail before the case ends */
+	int rounds;		/* of races */
+	const char *replay;
+	const char *only;
+};
+extern struct options options;
+
+void test_results(void);
+void test_walk(void);
+void test_faults(void);
+void test_races(void);
+void test_replay(void);
+void remember_references(void);
+/* Nobody uses anything. NULL, or what is wrong */
+const char *references_left(void);
+
+#endif

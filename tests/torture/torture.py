@@ -1,0 +1,138 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Run torture_test in many emulated hosts, each with a seed of its own, and sum it up.
+
+    tests/torture/torture [--base 6.1[,6.12]] [--steps 200000] [--seed 1] [--jobs 2]
+
+The steps are shared out between the fixture's devices and real ones behind an IOMMU with and
+without snoop control, on Debian's kernel and on the debug kernel where that is built; another seed
+makes other walks. Prints how far each run is, a line for each one when it has ended, what failed,
+and at last
+
+    N steps in N runs, N failed
+
+Exit status 0 if nothing failed, and all steps were done. What a run said is in
+out/lab/torture-N-BASE.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+
+from kit import bases
+from kit.common import TOP, Problem
+
+FIXTURE = ["--iommu", "none"]
+SNOOP_OFF = ["--edu", "4", "--snoop", "off"]
+SNOOP_ON = ["--edu", "4", "--snoop", "on"]
+# Which host gets which part of a base's steps, and how many steps a second are to be expected
+HOSTS = {
+    "debian": ((FIXTURE, 30, 300), (FIXTURE, 30, 300), (SNOOP_OFF, 15, 100), (SNOOP_ON, 10, 100)),
+    "debug": ((FIXTURE, 10, 15), (SNOOP_OFF, 5, 10)),
+}
+# Of what the cases of a run do beside the walk: a quarter without a model, races, faults
+BESIDE = 2.0
+
+print_lock = threading.Lock()
+
+
+def say(text):
+    with print_lock:
+        print(text, flush=True)
+
+
+class Run:
+    """One emulated host."""
+
+    def __init__(self, number, base, kernel, host, steps, seed, speed):
+        self.name = f"torture-{number}-{base}"
+        self.steps = steps
+        self.done = 0
+        self.said = []
+        self.status = None
+        fixture = "vfio_testdev.debug" if kernel == "debug" else "vfio_testdev"
+        self.what = f"{base}, {kernel} kernel, {' '.join(host).replace('--', '')}, seed {seed}"
+        self.command = ["lab/run", "--base", base, "--kernel", kernel, "--smp", "2", *host,
+                        "--skips", "no fault injection", "--name", self.name,
+                        "--timeout", str(600 + int(BESIDE * steps / speed))]
+        if host is FIXTURE:
+            self.command += ["--file", f"out/{base}/{fixture}/vfio_testdev.ko"]
+        self.command += ["--", "out/lab/torture_test", "--seed", str(seed), "--steps", str(steps)]
+
+    def hear(self, line):
+        self.said.append(line)
+        if m := re.match(r"# (?:seed \d+, )?(\d+) (of \d+ )?steps", line):
+            if m[2]:
+                say(f"==> {self.name}: {line[2:]}")
+            else:
+                self.done += int(m[1])
+
+    def go(self):
+        start = time.monotonic()
+        with subprocess.Popen(self.command, cwd=TOP, stdin=subprocess.DEVNULL, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            for line in process.stdout:
+                self.hear(line.rstrip("\n"))
+        self.status = process.returncode
+        say(f"{'ok' if self.good() else 'not ok'} {self.name} # {self.what}: {self.done} steps, "
+            f"{time.monotonic() - start:.0f} s")
+        return self
+
+    def good(self):
+        return self.status == 0 and self.done >= self.steps
+
+
+def kernels(base):
+    """Those that are built."""
+    built = os.path.exists(os.path.join(TOP, "out", base, "debug/bzImage"))
+    return ("debian", "debug") if built else ("debian",)
+
+
+def plan(args):
+    wanted, seed, number = args.base.split(","), args.seed, 0
+    for base in wanted:
+        bases.base(base)                    # Problem if there is none
+        hosts = [(kernel, *host) for kernel in kernels(base) for host in HOSTS[kernel]]
+        parts = sum(part for _, _, part, _ in hosts)
+        for kernel, host, part, speed in hosts:
+            steps = -(-args.steps * part // (parts * len(wanted)))
+            number += 1
+            yield Run(number, base, kernel, host, steps, seed, speed)
+            # The walks of a run have the seeds from its own one on.
+            seed += 1 + steps // 100
+
+
+def parse():
+    parser = argparse.ArgumentParser(prog="tests/torture/torture")
+    parser.add_argument("--base", default=bases.default(), help="one base, or several with commas")
+    parser.add_argument("--steps", type=int, default=200000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=2)
+    return parser.parse_args()
+
+
+def main():
+    args = parse()
+    runs = list(plan(args))
+    for base in args.base.split(","):
+        if "debug" not in kernels(base):
+            say(f"# {base}: without a debug kernel (build/debug-kernel {base})")
+    if not runs:
+        raise Problem("there is nothing to run.")
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        for future in [pool.submit(run.go) for run in runs]:
+            future.result()
+    failed = [run for run in runs if not run.good()]
+    for run in failed:
+        say("\n".join([f"# {run.name} ({run.what}):", *run.said[-120:]]))
+    say(f"{sum(run.done for run in runs)} steps in {len(runs)} runs, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

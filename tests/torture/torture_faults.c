@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Faults on purpose: in such a walk each call is made to fail in the first place where it
+ * can, then in the second one, and so on, until it gets through. A call that failed has
+ * changed nothing: the model is compared each time.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "torture.h"
+
+#define FAILSLAB	DEBUGFS "failslab/"
+#define FAIL_PAGE	DEBUGFS "fail_page_alloc/"
+
+bool faults;
+unsigned long faults_injected;
+/* The place at which the next call of that kind fails */
+static int next_place[STEP_KINDS];
+static int control = -1, place;
+
+const char *no_faults(void)
+{
+	if (access("/proc/thread-self/fail-nth", W_OK) || access(FAILSLAB, F_OK))
+		return "this kernel has no fault injection";
+	/* What may wait fails as well, and there is no stack trace of what is wanted. */
+	must_put(FAILSLAB "ignore-gfp-wait", "N");
+	must_put(FAILSLAB "verbose", "0");
+	put(FAIL_PAGE "ignore-gfp-wait", "N");
+	put(FAIL_PAGE "verbose", "0");
+	return NULL;
+}
+
+static void fail_at(int nth)
+{
+	char text[12];
+	int size = snprintf(text, sizeof(text), "%d", nth);
+
+	if (pwrite(control, text, size, 0) != size)
+		wrong(BROKEN, "fail-nth cannot be written");
+}
+
+void fault_begin(int kind)
+{
+	if (!faults)
+		return;
+	if (control < 0)
+		control = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
+	place = ++next_place[kind];
+	fail_at(place);
+}
+
+bool fault_again(int result, bool any_error)
+{
+	char text[12] = "";
+
+	if (!faults)
+		return false;
+	/* 0: it was done. Else the call has fewer places than that. */
+	if (pread(control, text, sizeof(text) - 1, 0) < 1)
+		wrong(BROKEN, "fail-nth cannot be read");
+	fail_at(0);
+	if (atoi(text)) {
+		next_place[current_kind] = 0;
+		return false;
+	}
+	faults_injected++;
+	if (result >= 0)
+		return false;
+	if (result != -ENOMEM && !any_error)
+		return false;		/* or what the model expects */
+	check_all();
+	return true;
+}

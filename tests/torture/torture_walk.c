@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Walks of torture_test: each is of a process of its own, so that its end closes all, and
+ * the host has to be as it was before. One that fails is made shorter.
+ */
+#define _GNU_SOURCE
+#include <poll.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "torture.h"
+
+#define LONGEST		4000
+/* Seconds without a step: a hang */
+#define STEP_LIMIT	60
+/* So many walks at most to make one shorter */
+#define MOST_REPLAYS	250
+/* Up to here all is compared after each step of a replay. */
+#define SHORT		80
+
+/* What the process of a walk and the one that watches it share */
+static struct walk {
+	volatile int at;	/* the step, or how many there were */
+	int count;
+	bool failed;
+	enum aspect aspect;
+	char why[2400];
+	unsigned long injected;
+	long done[STEP_KINDS], seen[2];
+	struct step steps[LONGEST];
+} *walk;
+
+bool stock, results_only, without_step[STEP_KINDS];
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+/* ---- in the process of the walk ------------------------------------------ */
+
+void wrong(enum aspect aspect, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(walk->why, sizeof(walk->why), format, args);
+	va_end(args);
+	walk->aspect = aspect;
+	walk->failed = true;
+	end_processes();
+	_exit(1);
+}
+
+static void count_seen(void)
+{
+	int v;
+
+	for (v = 0; v < VMS; v++)
+		if (vms[v].has_device)
+			walk->seen[!!vms[v].noncoherent]++;
+}
+
+static void open_containers(void)
+{
+	int i;
+
+	for (i = 0; i < CONTAINERS; i++) {
+		containers[i].fd = open_container();
+		containers[i].alive = true;
+	}
+}
+
+static void __attribute__((noreturn)) be_walk(bool pick)
+{
+	if (setjmp(test_end))
+		wrong(BROKEN, "%s", why_ended());
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	model_begin();
+	open_containers();
+	flushes_here = flushes_counted();
+	for (walk->at = 0; walk->at < walk->count; walk->at++) {
+		struct step *step = &walk->steps[walk->at];
+
+		if (pick)
+			pick_step(step);
+		do_step(step);
+		if (!results_only) {
+			if (!pick && walk->count <= SHORT && !stock)
+				check_all();
+			else
+				check_some(step, walk->at);
+			count_seen();
+		}
+		walk->done[step->kind % STEP_KINDS]++;
+	}
+	if (!results_only)
+		check_all();
+	walk->injected += faults_injected;
+	end_processes();
+	_exit(0);
+}
+
+/* ---- who watches it ------------------------------------------------------ */
+
+static void hangs(pid_t pid)
+{
+	walk->failed = true;
+	walk->aspect = HANG;
+	snprintf(walk->why, sizeof(walk->why), "no end after %d s", STEP_LIMIT);
+	kill(pid, SIGKILL);
+}
+
+static void wait_for_walk(pid_t pid)
+{
+	struct pollfd end = { .fd = syscall(SYS_pidfd_open, pid, 0), .events = POLLIN };
+	double limit = now() + STEP_LIMIT;
+	int at = walk->at;
+
+	while (poll(&end, 1, 1000) == 0) {
+		if (walk->at != at) {
+			limit = now() + STEP_LIMIT;
+			at = walk->at;
+		} else if (now() > limit) {
+			hangs(pid);
+			if (poll(&end, 1, 10000) == 0)
+				never_ends("a walk that is killed");
+		}
+	}
+	close(end.fd);
+}
+
+/* It and those that it has forked, whose parent this process becomes */
+static int reap(pid_t pid)
+{
+	int status = 0, other;
+	pid_t found;
+
+	while ((found = waitpid(-1, &other, 0)) > 0)
+		if (found == pid)
+			status = other;
+	return status;
+}
+
+/* STEPS is what is in walk->steps already, or is picked. */
+static bool run_walk(int count, bool pick)
+{
+	const char *left;
+	int status;
+	pid_t pid;
+
+	restore_devices();
+	walk->at = 0;
+	walk->count = count;
+	walk->failed = false;
+	walk->why[0] = '\0';
+	fflush(stdout);
+	pid = must(fork());
+	if (!pid)
+		be_walk(pick);
+	wait_for_walk(pid);
+	status = reap(pid);
+	if (!walk->failed && (!WIFEXITED(status) || WEXITSTATUS(status))) {
+		walk->failed = true;
+		walk->aspect = BROKEN;
+		snprintf(walk->why, sizeof(walk->why), "the process ended with %#x", status);
+	}
+	left = walk->failed ? NULL : references_left();
+	if (left) {
+		walk->failed = true;
+		walk->aspect = REFERENCES;
+		snprintf(walk->why, sizeof(walk->why), "%s", left);
+	}
+	return !walk->failed;
+}
+
+/* ---- a failed walk ------------------------------------------------------- */
+
+static void print_walk(int count)
+{
+	int i;
+
+	printf("# static const struct step steps[] = {\n");
+	for (i = 0; i < count; i++)
+		printf("#\t{ STEP_%s, %d, %d, %d },\n", step_names[walk->steps[i].kind % STEP_KINDS],
+		       walk->steps[i].a, walk->steps[i].b, walk->steps[i].c);
+	printf("# };\n");
+}
+
+static void print_why(void)
+{
+	char *line, *rest = walk->why;
+
+	while ((line = strsep(&rest, "\n")))
+		printf("# %s%s\n", line == walk->why ? "" : "  ", line);
+}
+
+/* STEPS without those from FROM up to TO */
+static int leave_out(const struct step *steps, int count, int from, int to)
+{
+	memcpy(walk->steps, steps, from * sizeof(*steps));
+	memcpy(walk->steps + from, steps + to, (count - to) * sizeof(*steps));
+	return count - (to - from);
+}
+
+/* Leaves out parts of it, smaller and smaller ones, for as long as the rest still fails. */
+static int make_shorter(int count, enum aspect aspect)
+{
+	static struct step steps[LONGEST];
+	int part, from, left, replays = 0;
+
+	memcpy(steps, walk->steps, count * sizeof(*steps));
+	for (part = (count + 1) / 2; part && replays < MOST_REPLAYS; part = part > 1 ? (part + 1) / 2 : 0) {
+		for (from = 0; from < count && replays < MOST_REPLAYS; replays++) {
+			int to = from + part < count ? from + part : count;
+
+			left = leave_out(steps, count, from, to);
+			if (run_walk(left, false) || walk->aspect != aspect) {
+				from = to;
+				continue;
+			}
+			/* It failed at that step: those after it do not matter. */
+			count = walk->at + 1 < left ? walk->at + 1 : left;
+			memcpy(steps, walk->steps, count * sizeof(*steps));
+		}
+	}
+	memcpy(walk->steps, steps, count * sizeof(*steps));
+	printf("# %d steps are left, after %d replays\n", count, replays);
+	return count;
+}
+
+/* All about it but the first line; the walk is in walk->steps. */
+static void explain(void)
+{
+	int count = walk->at < walk->count ? walk->at + 1 : walk->count;
+	enum aspect aspect = walk->aspect;
+	const char *left;
+
+	print_why();
+	left = references_left();
+	if (left || aspect == HANG || aspect == BROKEN || faults) {
+		if (left)
+			printf("# not made shorter, because after it %s\n", left);
+		print_walk(count);
+		return;
+	}
+	if (run_walk(count, false)) {
+		printf("# all of it, done again, does not fail\n");
+		print_walk(count);
+		return;
+	}
+	count = make_shorter(walk->at < count ? walk->at + 1 : count, aspect);
+	if (run_walk(count, false))
+		printf("# which does not fail every time\n");
+	else
+		print_why();
+	print_walk(count);
+}
+
+/* ---- cases --------------------------------------------------------------- */
+
+static void share_walk(void)
+{
+	if (walk)
+		return;
+	walk = mmap(NULL, sizeof(*walk), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+		    -1, 0);
+	if (walk == MAP_FAILED)
+		fail("no shared memory");
+	must(prctl(PR_SET_CHILD_SUBREAPER, 1));
+}
+
+static void print_done(void)
+{
+	int i;
+
+	printf("# done:");
+	for (i = 0; i < STEP_KINDS; i++)
+		printf(" %s %ld", step_names[i], walk->done[i]);
+	printf("\n");
+	memset(walk->done, 0, sizeof(walk->done));
+}
+
+static void walk_on(long steps)
+{
+	double begin = now(), said = begin;
+	int number, length, failures = 0;
+	long done = 0;
+
+	share_walk();
+	memset(walk->seen, 0, sizeof(walk->seen));
+	walk->injected = 0;
+	for (number = 0; done < steps; number++, done += length) {
+		length = steps - done < options.length ? steps - done : options.length;
+		seed_random(options.seed + number);
+		if (!run_walk(length, true)) {
+			enum aspect aspect = walk->aspect;
+			int at = walk->at < length ? walk->at : length - 1;
+			int kind = walk->steps[at].kind % STEP_KINDS;
+
+			printf("# --seed %u --steps %d --length %d fails in step %d (%s)\n",
+			       options.seed + number, length, length, at, step_names[kind]);
+			explain();
+			without_step[kind] = true;
+			if (++failures >= options.failures)
+				fail("seed %u, step %d: %s", options.seed + number, at,
+				     aspect_names[aspect]);
+		}
+		if (now() - said > 10) {
+			said = now();
+			printf("# %ld of %ld steps, %.0f a second\n", done + length, steps,
+			       (done + length) / (said - begin));
+		}
+	}
+	if (failures)
+		fail("%d walks have failed", failures);
+	printf("# seed %u, %ld steps in %d walks, %.0f a second\n", options.seed, done, number,
+	       done / (now() - begin));
+	print_done();
+}
+
+void test_results(void)
+{
+	results_only = true;
+	walk_on(options.steps / 4);
+	results_only = false;
+}
+
+void test_walk(void)
+{
+	walk_on(options.steps);
+	printf("# a VM with a device was coherent %ld times, non-coherent %ld times\n",
+	       walk->seen[0], walk->seen[1]);
+	/* Of devices that are all coherent, no VM ever becomes non-coherent. */
+	if (!walk->seen[0] || !walk->seen[1] == has_noncoherent_devices())
+		fail("a walk in which VMs are of one kind proves little");
+}
+
+void test_faults(void)
+{
+	const char *why = no_faults();
+
+	if (why)
+		skip("%s", why);
+	faults = true;
+	walk_on(options.steps / 10);
+	faults = false;
+	printf("# %lu calls failed because they were made to\n", walk->injected);
+	if (!walk->injected)
+		fail("no call was made to fail");
+}
+
+/* ---- a walk from a file -------------------------------------------------- */
+
+static int kind_named(const char *name)
+{
+	int i;
+
+	for (i = 0; i < STEP_KINDS; i++)
+		if (!strcmp(step_names[i], name))
+			return i;
+	fail("%s has a step %s, which is none", options.replay, name);
+}
+
+static int read_walk(void)
+{
+	FILE *file = fopen(options.replay, "re");
+	char line[200], name[40];
+	unsigned int a, b, c;
+	int count = 0;
+
+	if (!file)
+		fail("%s: %s", options.replay, strerror(errno));
+	while (fgets(line, sizeof(line), file) && count < LONGEST) {
+		const char *step = strstr(line, "{ STEP_");
+
+		if (step && sscanf(step, "{ STEP_%39[A-Z_], %u, %u, %u }", name, &a, &b, &c) == 4)
+			walk->steps[count++] = (struct step){ kind_named(name), a, b, c };
+	}
+	fclose(file);
+	return count;
+}
+
+void test_replay(void)
+{
+	int count;
+
+	share_walk();
+	count = read_walk();
+	printf("# %d steps of %s\n", count, options.replay);
+	if (run_walk(count, false))
+		return;
+	print_why();
+	fail("step %d: %s", walk->at, aspect_names[walk->aspect]);
+}
