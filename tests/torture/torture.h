@@ -32,34 +32,34 @@
 
 /* Name, weight, and which of a, b and c mean what */
 #define STEPS(step)							\
-	step(VM, 3)		/* a: VM */				\
-	step(VM_CLOSE, 1)	/* a: VM; a process of its own is killed */ \
-	step(DEVICE, 6)		/* a: VM, b: how */			\
-	step(DEVICE_CLOSE, 2)	/* a: VM */				\
-	step(VCPU, 4)		/* a: VM, b: vCPU */			\
-	step(RUN, 24)		/* a: VM, b: vCPU, c: CPU */		\
-	step(BLOCK, 2)		/* a: VM, b: vCPU */			\
-	step(UNBLOCK, 2)	/* a: VM */				\
-	step(MEMSLOT, 2)	/* a: VM, b: slot, c: 1 create, 0 delete */ \
-	step(ADD, 26)		/* a: VM, b: file, c: 1 by its copy */	\
-	step(DEL, 16)		/* a: VM, b: file, c: 1 by its copy */	\
-	step(BAD, 16)		/* a: VM, b: which call, c: file */	\
-	step(OPEN, 10)		/* a: group, b: file */			\
-	step(OPEN_DEVICE, 8)	/* a: the group's file, b: file, c: device */ \
-	step(CLOSE, 5)		/* a: file, c: 1 its copy */		\
-	step(DUP, 3)		/* a: file */				\
-	step(SEND, 2)		/* a: file */				\
-	step(RECEIVE, 2)						\
-	step(JOIN, 14)		/* a: file, b: container */		\
-	step(LEAVE, 8)		/* a: file */				\
-	step(IOMMU, 12)		/* b: container */			\
-	step(CONTAINER, 2)	/* b: container, c: 1 open, 0 close */	\
-	step(BIND, 4)		/* a: device */				\
-	step(UNBIND, 3)		/* a: device */				\
-	step(COHERENT, 3)	/* a: device, b: is it? */		\
-	step(FORK, 1)		/* a: holder */				\
-	step(KILL, 1)		/* a: holder */				\
-	step(FOREIGN, 2)	/* a: holder, b: VM, c: file */		\
+	step(VM, 12)		/* a: VM */				\
+	step(VM_CLOSE, 4)	/* a: VM; a process of its own is killed */ \
+	step(DEVICE, 24)	/* a: VM, b: how */			\
+	step(DEVICE_CLOSE, 8)	/* a: VM */				\
+	step(VCPU, 16)		/* a: VM, b: vCPU */			\
+	step(RUN, 96)		/* a: VM, b: vCPU, c: CPU */		\
+	step(BLOCK, 8)		/* a: VM, b: vCPU */			\
+	step(UNBLOCK, 8)	/* a: VM */				\
+	step(MEMSLOT, 8)	/* a: VM, b: slot, c: 1 create, 0 delete */ \
+	step(ADD, 104)		/* a: VM, b: file, c: 1 by its copy */	\
+	step(DEL, 64)		/* a: VM, b: file, c: 1 by its copy */	\
+	step(BAD, 64)		/* a: VM, b: which call, c: file */	\
+	step(OPEN, 40)		/* a: group, b: file */			\
+	step(OPEN_DEVICE, 32)	/* a: the group's file, b: file, c: device */ \
+	step(CLOSE, 20)		/* a: file, c: 1 its copy */		\
+	step(DUP, 12)		/* a: file */				\
+	step(SEND, 8)		/* a: file */				\
+	step(RECEIVE, 8)						\
+	step(JOIN, 56)		/* a: file, b: container */		\
+	step(LEAVE, 32)		/* a: file */				\
+	step(IOMMU, 48)		/* b: container */			\
+	step(CONTAINER, 8)	/* b: container, c: 1 open, 0 close */	\
+	step(BIND, 16)		/* a: device */				\
+	step(UNBIND, 12)	/* a: device */				\
+	step(COHERENT, 12)	/* a: device, b: is it? */		\
+	step(FORK, 4)		/* a: holder */				\
+	step(KILL, 4)		/* a: holder */				\
+	step(FOREIGN, 8)	/* a: holder, b: VM, c: file */		\
 	step(CPU, 1)		/* c: CPU 1 is 1 online, 0 offline */
 
 #define STEP_NUMBER(name, weight)	STEP_##name,

@@ -36,6 +36,7 @@ static struct walk {
 	char why[2400];
 	unsigned long injected;
 	long done[STEP_KINDS], seen[2];
+	double took[STEP_KINDS], compared;	/* seconds */
 	struct step steps[LONGEST];
 } *walk;
 
@@ -85,6 +86,8 @@ static void open_containers(void)
 
 static void __attribute__((noreturn)) be_walk(bool pick)
 {
+	double begin, done;
+
 	if (setjmp(test_end))
 		wrong(BROKEN, "%s", why_ended());
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -96,13 +99,17 @@ static void __attribute__((noreturn)) be_walk(bool pick)
 
 		if (pick)
 			pick_step(step);
+		begin = now();
 		do_step(step);
+		done = now();
+		walk->took[step->kind % STEP_KINDS] += done - begin;
 		if (!results_only) {
 			if (!pick && walk->count <= SHORT && !stock)
 				check_all();
 			else
 				check_some(step, walk->at);
 			count_seen();
+			walk->compared += now() - done;
 		}
 		walk->done[step->kind % STEP_KINDS]++;
 	}
@@ -286,11 +293,13 @@ static void print_done(void)
 {
 	int i;
 
-	printf("# done:");
+	printf("# times, and milliseconds:");
 	for (i = 0; i < STEP_KINDS; i++)
-		printf(" %s %ld", step_names[i], walk->done[i]);
-	printf("\n");
+		printf(" %s %ld %.0f", step_names[i], walk->done[i], walk->took[i] * 1e3);
+	printf("; compared %.0f\n", walk->compared * 1e3);
 	memset(walk->done, 0, sizeof(walk->done));
+	memset(walk->took, 0, sizeof(walk->took));
+	walk->compared = 0;
 }
 
 static void walk_on(long steps)
