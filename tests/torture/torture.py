@@ -20,7 +20,6 @@ import concurrent.futures
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
 
@@ -132,7 +131,3 @@ def main():
         say("\n".join([f"# {run.name} ({run.what}):", *run.said[-120:]]))
     say(f"{sum(run.done for run in runs)} steps in {len(runs)} runs, {len(failed)} failed")
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
