@@ -13,6 +13,20 @@ JOBS=${JOBS:-$(nproc)}
 mapfile -t OUR_MODULES < <("$TOP/kit/get" bases/project modules)
 mapfile -t OUR_FOLDERS < <("$TOP/kit/get" bases/project folders)
 
+# The same options to make and to the compiler
+iommufd_options()
+{
+	local option flags=
+
+	IOMMUFD_OPTIONS=()
+	for option in $("$TOP/kit/get" bases/project iommufd); do
+		IOMMUFD_OPTIONS+=("CONFIG_$option")
+		option=${option/=m/_MODULE=1}
+		flags+=" -DCONFIG_${option/=y/=1}"
+	done
+	IOMMUFD_OPTIONS+=("KCFLAGS=${flags# }")
+}
+
 # die SENTENCE: what failed, where its log is, what to do
 die()
 {
