@@ -83,6 +83,9 @@ def parse(argv):
     parser.add_argument("--machine", choices=("svm", "vmx"), default="svm")
     parser.add_argument("--modules", default="ours", metavar="ours|stock|FOLDER",
                         help="ours are in out/BASE/modules, or in FOLDER (default ours)")
+    parser.add_argument("--iommufd", action="store_true",
+                        help="VFIO with iommufd and files of devices (build/iommufd), which "
+                             "Debian's kernels are without; the debug kernel has them anyway")
     parser.add_argument("--kernel", choices=("debian", "debug", "distribution"),
                         default="debian")
     parser.add_argument("--snoop", choices=("on", "off"), default="on",
@@ -116,7 +119,9 @@ def parse(argv):
     parser.add_argument("program", nargs="*", metavar="PROGRAM [ARGS...]")
     args = parser.parse_args(argv)
     # Where ours are
-    args.folder = os.path.join(TOP, "out", args.base, "modules")
+    args.iommufd = args.iommufd and args.kernel != "debug"
+    args.folder = os.path.join(TOP, "out", args.base,
+                               "modules-iommufd" if args.iommufd else "modules")
     if args.modules not in ("ours", "stock"):
         args.folder, args.modules = args.modules, "ours"
         if not os.path.isdir(args.folder):
@@ -126,6 +131,8 @@ def parse(argv):
 
 
 def check(args):
+    if args.iommufd and not bases.fact(args.base, "iommufd"):
+        raise Problem(f"--iommufd: VFIO of Linux {args.base} has no files of devices")
     if bool(args.program) == args.interactive:
         raise Problem("lab/run needs either a program to run or --interactive")
     if not 0 <= args.edu <= EDU_MAX:
@@ -156,6 +163,7 @@ class Kernel:
         out = os.path.join(TOP, "out", args.base)
         top = os.path.join(out, args.kernel)
         self.release = self._release(top, args)
+        self.exchanged = list(OURS)
         if args.kernel != "debian" and args.modules == "stock":
             raise Problem(f"the {args.kernel} kernel has our modules built in place: "
                            "it cannot run with --modules stock")
@@ -170,6 +178,8 @@ class Kernel:
             self.stock_ids = self._ids()
             if args.kernel == "debian" and args.modules == "ours":
                 self._use_ours(args.folder, args.base)
+            if args.iommufd:
+                self._use_iommufd(args)
         if not os.path.exists(self.image):
             raise Problem(f"{self.image} is missing: {self._remedy(args)}")
 
@@ -204,10 +214,22 @@ class Kernel:
             if initramfs.build_id(data) == self.stock_ids[name]:
                 raise Problem(f"{path} is Debian's own module, not ours")
 
+    def _use_iommufd(self, args):
+        """All that was built with it, which goes with these modules only."""
+        folder = args.folder + ("-stock" if args.modules == "stock" else "")
+        files = [name for name in sorted(os.listdir(folder)) if name.endswith(".ko")] \
+            if os.path.isdir(folder) else []
+        if "iommufd.ko" not in files:
+            raise Problem(f"{folder}/iommufd.ko is missing: run build/iommufd {args.base}")
+        for name in files:
+            self.modules.replace(os.path.join(folder, name))
+        self.exchanged += [name for name in map(initramfs.canonical, files) if name not in OURS]
+
     def ids_to_check(self, loaded):
-        """name=build-id of this project's modules, of those that get loaded."""
+        """name=build-id of the modules that Debian's were or could be exchanged for, of those
+        that get loaded."""
         pairs = []
-        for name in OURS:
+        for name in self.exchanged:
             if name not in loaded:
                 continue
             found = initramfs.build_id(self.modules.data(name))
