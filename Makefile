@@ -76,6 +76,12 @@ tree: setup
 modules: setup
 	@build/modules $(BASE)
 
+# What --iommufd of lab/run takes, and the fixture for it; nothing for a base without
+IOMMUFD := $(filter true,$(shell kit/get bases/$(BASE) facts.iommufd))
+.PHONY: iommufd
+iommufd: modules
+	@$(IOMMUFD:%=tests/fixtures/build $(BASE) iommufd)
+
 .PHONY: series
 series:
 	@build/setup build series
@@ -185,7 +191,7 @@ comma := ,
 check-build: setup bochs
 	@build/setup series lint tools
 	@build/fetch-qemu trixie-backports || echo 'going on without it: runs that need it will fail' >&2
-	@set -e; for base in $(CHECK_BASES); do $(MAKE) BASE=$$base modules programs; done
+	@set -e; for base in $(CHECK_BASES); do $(MAKE) BASE=$$base modules programs iommufd; done
 
 # Is this change sane? What takes seconds, and the runs that find most, on one base
 .PHONY: quick

@@ -128,10 +128,10 @@ def for_debug(words):
     """Can this run under the debug kernel?
 
     It has our modules only, no BPF and one kind of preemption, and is too slow for Bochs and for
-    counting and for two QEMUs. Nothing of Debian's can be mixed with it (--expects).
+    counting and for two QEMUs. Nothing of Debian's can be mixed with it (--expects). It has iommufd.
     """
-    return (not {"--icount", "tools", "guest-backports", "preempt=full", "--expects"}.intersection(
-        words)
+    return (not {"--icount", "tools", "guest-backports", "preempt=full", "--expects",
+                 "no /dev/iommu"}.intersection(words)
             and option(words, "--machine", "svm") == "svm")
 
 
@@ -146,7 +146,7 @@ def lab_check(home, name, section, base, kernel, stock):
 
     def fill(text):
         if kernel == "debug":               # whose fixtures are others
-            text = text.replace("/vfio_testdev/", "/vfio_testdev.debug/")
+            text = re.sub(r"/vfio_testdev(\.iommufd)?/", "/vfio_testdev.debug/", text)
         return text.replace("@DIR", folder).replace("@BASE", base)
     command = ["lab/run", *map(fill, words), *(["--modules", "stock"] if stock else []),
                "--base", base, "--name", full]
@@ -231,7 +231,9 @@ def inputs(check):
     # An emulator need not be of a package.
     paths |= {*filter(None, map(shutil.which, ("qemu-system-x86_64", "bochs-bin"))),
               *made("bochs/bochs"), *made(f"{base}/debian/root/boot/vmlinuz-*")}
-    if not check.stock:
+    if "--iommufd" in words:
+        paths |= {*made(f"{base}/modules-iommufd{'-stock' * check.stock}/*.ko")}
+    elif not check.stock:
         paths |= {*made(f"{base}/modules/*.ko")}
     return filter(os.path.isfile, paths)
 

@@ -25,6 +25,7 @@ import subprocess
 
 from kit import bases
 from kit.common import TOP, Problem, read, rel
+from tests import runner
 
 HERE = os.path.join(TOP, "tests/mutants")
 COPY = os.path.join(TOP, "out", "mutants")
@@ -108,10 +109,17 @@ def make(base, what, log):
                               stdin=subprocess.DEVNULL, stdout=f, stderr=f, check=False).returncode
 
 
+def what_else(checks):
+    """What make has to make for some of them only."""
+    if any("--iommufd" in " ".join(section.get("options", ()))
+           for _, name, section in runner.entries() if name in checks):
+        yield "iommufd"
+
+
 def run_checks(base, name, checks):
     """Returns (how many cases failed, what was said, with the first such case or broken run)."""
     log = os.path.join(COPY, "out", name + ".log")
-    if make(base, ["make", "modules", "programs"], log):
+    if make(base, ["make", "modules", "programs", *what_else(checks)], log):
         raise Problem(f"{name}: it does not build, see {os.path.relpath(log, TOP)}; "
                           "correct the mutant.")
     status = make(base, ["tests/check", "--base", base, "--only", f"^({'|'.join(checks)})-{base}$"],
