@@ -13,6 +13,7 @@
 /* --- Page tables of devices that differ: the lab's software IOMMU --- */
 
 #define TESTDEV		"/sys/devices/vfio_testdev/"
+#define LAX		"/sys/module/vfio_testdev/parameters/lax"
 #define TESTDEV_HWPT_DATA	0x7e57
 
 struct hwpt_alloc {
@@ -141,6 +142,7 @@ FIXTURE_TEARDOWN(domains)
 		close_fd(&self->fd[i]);
 	close_fd(&self->iommufd);
 	write_file(TESTDEV "destroy", "all");
+	write_file(LAX, "0");
 }
 
 #define N	KVM_VFIO_FILE_NOT_ATTACHED
@@ -233,6 +235,43 @@ TEST_F(domains, replaced)
 	EXPECT_EQ(0, cdev_attach(self->fd[1], bad));
 	EXPECT_EQ(-EINVAL, cdev_attach(self->fd[1], good));
 	EXPECT_STATE(1, X);
+}
+
+/*
+ * Some IOMMU drivers attach a device that cannot be made coherent to a page table
+ * that enforces coherency for others.
+ */
+TEST_F(domains, enforced_for_others)
+{
+	bool lax = !write_file(LAX, "1");
+	uint32_t good;
+	char with[40];
+	int id;
+
+	id = ADD_DEVICE("1 coherent");
+	ADD_DEVICE("1 noncoherent");
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[0], self->ioas, false, false, &good));
+	EXPECT_EQ(0, cdev_attach(self->fd[0], good));
+	EXPECT_STATE(0, E);
+	EXPECT_EQ(lax ? 0 : -EINVAL, cdev_attach(self->fd[1], good));
+	EXPECT_STATE(1, lax ? X : N);
+	EXPECT_STATE(0, E);
+	EXPECT_EQ(lax, debugfs_stat(&self->vm, "noncoherent_dma"));
+	if (!lax)
+		return;
+	EXPECT_EQ(0, cdev_detach(self->fd[1]));
+	EXPECT_EQ(0, debugfs_stat(&self->vm, "noncoherent_dma"));
+
+	/* One that joins the group of a device that is attached */
+	snprintf(with, sizeof(with), "1 noncoherent %d", id);
+	ADD_DEVICE(with);
+	EXPECT_STATE(2, X);
+	EXPECT_STATE(0, X);
+	EXPECT_EQ(0, cdev_detach(self->fd[0]));
+	EXPECT_STATE(0, N);
+	EXPECT_STATE(2, N);
+	EXPECT_EQ(0, cdev_attach(self->fd[0], good));
+	EXPECT_STATE(0, X);
 }
 
 TEST_F(domains, nested)
