@@ -247,8 +247,10 @@ check-install: deb
 	@set -e; for base in $(CHECK_BASES); do \
 		for test in install built; do packaging/selftest/$${test}_test $$base; done; done
 
+# Its last scene has a QEMU of today, and says so where that cannot be fetched.
 .PHONY: demo
 demo: modules
+	@$(IOMMUFD:%=build/iommufd $(BASE) && { build/fetch-qemu trixie-backports || true; })
 	@lab/demo --base $(BASE)
 
 .PHONY: shell
