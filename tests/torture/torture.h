@@ -106,6 +106,7 @@ void find_devices(void);
 bool has_noncoherent_devices(void);
 /* As they were found: all bound, and as coherent as they were at first. */
 void restore_devices(void);
+void renew_devices(void);
 int bind_device(int device, bool bind);
 
 /* ---- the model ----------------------------------------------------------- */

@@ -141,6 +141,17 @@ int bind_device(int device, bool bind)
 	return put(bind ? VFIO_PCI "bind" : VFIO_PCI "unbind", "%s", d->name);
 }
 
+/* What VFIO knows of groups is as new as well. */
+void renew_devices(void)
+{
+	int i;
+
+	for (i = 0; i < nr_devices; i++)
+		if (!devices[i].emulated)
+			bind_device(i, false);
+	restore_devices();
+}
+
 void restore_devices(void)
 {
 	char path[160];

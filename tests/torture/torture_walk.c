@@ -168,7 +168,10 @@ static bool run_walk(int count, bool pick)
 	int status;
 	pid_t pid;
 
-	restore_devices();
+	if (pick)
+		restore_devices();
+	else
+		renew_devices();	/* no replay depends on the one before */
 	walk->at = 0;
 	walk->count = count;
 	walk->failed = false;
