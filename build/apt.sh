@@ -6,26 +6,29 @@
 
 KEYS=/usr/share/keyrings/debian-archive-keyring.gpg
 
-# The archive of Debian proper: that of security has other suites.
+# archive LABEL: the archive of Debian proper, or that of security
 archive()
 {
 	# shellcheck disable=SC2016 # apt's own variables
 	env -u APT_CONFIG apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' \
-		'Created-By: Packages' | sed -n 's/^Debian Debian //p' | sort -u | head -n 1
+		'Created-By: Packages' | sed -n "s/^Debian $1 //p" | sort -u | head -n 1
 }
 
-# sources SUITE: a line for apt for each suite that is needed; a suite of backports needs
-# the one it is for.
+# sources SUITE: a line for apt for each suite that is needed: that of its security, and for
+# a suite of backports the one it is for.
 sources()
 {
-	local uri s
+	local uri security s
 
-	uri=$(archive)
+	uri=$(archive Debian)
+	security=$(archive Debian-Security)
 	[[ -n $uri ]] || die "apt knows no archive of Debian on this machine; add one to apt's sources and run apt-get update."
 	[[ -r $KEYS ]] || die "needs $KEYS; install debian-archive-keyring."
 	for s in "${1%-backports}" "$1"; do
 		printf 'deb [arch=amd64 signed-by=%s] %s %s main\n' "$KEYS" "$uri" "$s"
 	done | uniq
+	[[ -z $security ]] || printf 'deb [arch=amd64 signed-by=%s] %s %s-security main\n' \
+		"$KEYS" "$security" "${1%-backports}"
 }
 
 # configure_apt SUITE FOLDER [deb-src]: its own sources, its own lists, and a machine that
@@ -42,7 +45,7 @@ configure_apt()
 	put_file "$2/apt.conf" <<-END
 		APT::Architecture "amd64";
 		APT::Architectures { "amd64"; };
-		APT::Default-Release "$1";
+		APT::Default-Release "/^$1(|-security)$/";
 		APT::Install-Recommends "false";
 		APT::Sandbox::User "root";
 		Dir::Etc::sourcelist "$2/sources.list";

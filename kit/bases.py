@@ -54,22 +54,30 @@ def default():
     return host()["base"]
 
 
-def known(name, here):
+def known(name, here, asked=None):
     """All that is known of a base on a machine that HERE are the suites of.
 
-    What the section for its suite says goes first: the same rule as in kit/get."""
+    ASKED is another suite to take it of, if that has it.  What the section for its suite says goes
+    first; "folder" is where in out/ all of it is.  The same rules as in kit/get."""
     if name not in names():
         raise Problem(f"there is no base {name}, only {' and '.join(names())}.")
     found = dict(toml(os.path.join(FOLDER, name + ".toml")))
-    suites = found["suite"]
-    found["suite"] = next((suite for suite in suites if suite in here), suites[0])
-    return {**found, **found.get(found["suite"], {})}
+    usual = next((suite for suite in found["suite"] if suite in here), found["suite"][0])
+    suite = asked if asked in found["suite"] else usual
+    return {**found, **found.get(suite, {}), "suite": suite,
+            "folder": name if suite == usual else f"{name}-{suite}"}
 
 
 @functools.cache
-def base(name):
-    """All that is known of a base on this machine."""
-    return known(name, host()["suites"])
+def base(name, suite=None):
+    """All that is known of a base on this machine, of the suite that SUITE of the environment asks
+    for unless one is named."""
+    return known(name, host()["suites"], suite or os.environ.get("SUITE"))
+
+
+def suites(name):
+    """The suites of Debian that have this base."""
+    return toml(os.path.join(FOLDER, name + ".toml"))["suite"]
 
 
 def native(name):

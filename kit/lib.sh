@@ -62,7 +62,7 @@ use_base()
 	# root it is Debian's, but nothing that is written in Rust is needed.
 	RUST=(RUSTC=false)
 	[[ -z $ROOT_SUITE ]] || IN_ROOT=("$TOP/kit/in-root" "$ROOT_SUITE") RUST=(CONFIG_RUST=)
-	B=$OUT/$BASE
+	B=$OUT/$("$TOP/kit/get" "bases/$BASE" folder)
 	TREE=$B/tree
 	DEBIAN=$B/debian
 	mkdir -p "$B"

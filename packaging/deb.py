@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """packaging/deb [BASE...]: make the Debian package of the modules, out/deb/kvm-vfio-dkms_VERSION_all.deb.
 
-It has a set (packaging/sets.py) for the kernel of each BASE, if none is named of those whose files
-say `check = true`, in the version that build/fetch has brought, and the diff that a set is made by,
-for `kvm-vfio add-kernel`.  The version
-is 1.0~gitDATE.HASH of the commit; what is not committed makes it HASH.changed.  The same commit on
-the same kernels gives the same bytes.
+It has a set (packaging/sets.py) for the kernel of each BASE in each suite of Debian that has it, if
+none is named of those whose files say `check = true`, in the version that build/fetch has brought,
+and the diff that a set is made by, for `kvm-vfio add-kernel`.  For a suite that is not this
+machine's, only the source is fetched: that is all that a set is made from.
+
+The version is 1.0~gitDATE.HASH of the commit; what is not committed makes it HASH.changed.  The same
+commit on the same kernels gives the same bytes.
 """
 
 import email.utils
@@ -64,18 +66,19 @@ def copy_debian(values):
         put(path, text)
 
 
-def add_base(base, when):
-    """The set of one base and its diff; what the description says of its kernel."""
-    common.need("build/fetch", base)
-    common.need("series/assemble", base)
-    folder = os.path.join(TOP, "out", base)
-    source = common.read(os.path.join(folder, "debian/version")).strip()
-    state = assemble.Base(base, "tree")
+def add_base(base, suite, when):
+    """The set of one base of one suite and its diff; what the description says of its kernel."""
+    common.need("build/fetch", base, "--source", SUITE=suite)
+    common.need("series/assemble", base, SUITE=suite)
+    folder = bases.base(base, suite)["folder"]
+    source = common.read(os.path.join(TOP, "out", folder, "debian/version")).strip()
+    state = assemble.Base(base, "tree", folder)
     identity, files = sets.make(state.tree, state.state["files"], source)
     step(f"set {identity} for Linux {source}")
     sets.pack(os.path.join(OUT, "source/made/sets", f"{source}.tar.xz"), files, when)
     _, blank = sets.make(state.tree, state.state["files"], NO_VERSION, NO_ID)
-    put(f"made/patches/{base}.patch", sets.diff(state.pristine, blank))
+    if suite == bases.base(base)["suite"]:
+        put(f"made/patches/{base}.patch", sets.diff(state.pristine, blank))
     return f"  * {source}"
 
 
@@ -100,7 +103,7 @@ def main():
     shutil.rmtree(os.path.join(OUT, "source"), ignore_errors=True)
     for old in glob.glob(os.path.join(OUT, "kvm-vfio*")):
         os.unlink(old)
-    kernels = [add_base(base, when) for base in wanted]
+    kernels = [add_base(base, suite, when) for base in wanted for suite in bases.suites(base)]
     date = email.utils.formatdate(when)
     copy_debian({"MAINTAINER": MAINTAINER, "KERNELS": "\n".join(kernels), "VERSION": name,
                  "SOURCES": ", ".join(kernel.split()[-1] for kernel in kernels)})

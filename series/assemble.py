@@ -39,7 +39,7 @@ from kit.common import TOP, Problem, step
 
 # Where Debian's linux-source packages put their tarballs, and where build/fetch puts them.
 SOURCES = os.environ.get("LINUX_SOURCES", "/usr/src")
-FETCHED = "out/{base}/debian/root/usr/src"
+FETCHED = "out/{folder}/debian/root/usr/src"
 # The folders of the repository that are a corner of a kernel tree.
 KERNEL_FOLDERS = ("Documentation", "arch", "drivers", "include", "scripts", "tools", "virt")
 # Edits that come last, by the paths of what they edit: the series' last patch.
@@ -105,15 +105,16 @@ def lines_of(path):
 class Base:
     """The unpacked kernel source, and the base's own copy of what we touched."""
 
-    def __init__(self, base, name):
+    def __init__(self, base, name, folder=None):
         self.base = base
-        self.dir = os.path.join(TOP, "out", base)
+        folder = folder or bases.base(base)["folder"]
+        self.dir = os.path.join(TOP, "out", folder)
         self.tree = os.path.join(self.dir, name)
         self.orig = os.path.join(self.dir, f"orig-{name}" if name != "tree" else "orig")
         self.state_file = os.path.join(self.dir, f".{name}.state")
         self.stamp_file = os.path.join(self.dir, f"{name}.stamp")
         self.package = bases.base(base)["source"]
-        sources = SOURCES if bases.native(base) else FETCHED.format(base=base)
+        sources = SOURCES if bases.native(base) else FETCHED.format(folder=folder)
         self.tarball = os.path.join(TOP, sources, self.package + ".tar.xz")
         self.state = {"source": None, "files": {}}
         if os.path.exists(self.state_file):
@@ -353,7 +354,9 @@ class Editor:
         path = os.path.join(self.cache, key)
         self.used.add(key)
         if not os.path.exists(path):
-            write(path, make())
+            # The same file of the same base in another suite of Debian gave the same.
+            known = os.path.join(TOP, "out", self.base, "cache", key)
+            write(path, read(known) if os.path.exists(known) else make())
         return read(path)
 
     def prune(self):
@@ -608,10 +611,9 @@ def main():
     parser.add_argument("--strip-only", action="store_true")
     parser.add_argument("--list", action="store_true")
     args = parser.parse_args()
-    folder = os.path.join(TOP, "out", args.base)
-    os.makedirs(folder, exist_ok=True)
+    os.makedirs(os.path.join(TOP, "out", bases.base(args.base)["folder"]), exist_ok=True)
     if args.list:
         print("\n".join(sorted(Base(args.base, "tree").state["files"])))
         return
-    with common.lock(args.base, "assemble"):
+    with common.lock(bases.base(args.base)["folder"], "assemble"):
         assemble(args.base, args.strip_only)
