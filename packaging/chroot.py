@@ -86,8 +86,9 @@ class Host:
             os.path.relpath(self.package_h(), self.root)))[1]
 
     def package_h(self):
-        folder = os.readlink(f"{self.root}/lib/modules/{self.kernel}/build").lstrip("/")
-        return f"{self.root}/{folder}/include/generated/package.h"
+        modules = f"/usr/lib/modules/{self.kernel}"
+        folder = os.path.join(modules, os.readlink(f"{self.root}{modules}/build"))
+        return f"{self.root}{os.path.normpath(folder)}/include/generated/package.h"
 
     def path(self, inside):
         return os.path.join(self.root, inside)
@@ -188,16 +189,16 @@ class Package:
         return said
 
 
-def enter(base):
-    """A mount namespace of our own, and room for the layers."""
+def enter(folder):
+    """A mount namespace of our own, and room for the layers on the system out/host/FOLDER."""
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):
         raise Problem("no mount namespace of its own: " + os.strerror(ctypes.get_errno()))
     mount("--make-rprivate", "/")
-    Host.system = os.path.join(TOP, "out/host", base)
+    Host.system = os.path.join(TOP, "out/host", folder)
     Host.work = os.path.join(TOP, "out/host/work")
     os.makedirs(Host.work, exist_ok=True)
     mount("-t", "tmpfs", "tmpfs", Host.work)
-    write(os.path.join(TOP, f"out/host/install-{base}.log"), "")
+    write(os.path.join(TOP, f"out/host/install-{folder}.log"), "")
 
 
 # --- what must be so -----------------------------------------------------------------------------
