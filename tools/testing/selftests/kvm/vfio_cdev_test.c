@@ -815,7 +815,7 @@ FIXTURE_VARIANT(cdev_unplug) {
 static const FIXTURE_VARIANT(cdev_unplug) cdev_unplug_variants[] = {
 	{ "open", "add1", "del1 close1" },
 	{ "bound", "add1 bind1", "attach1 detach1 del1 close1" },
-	{ "attached", "add1 bind1 attach1", "Badd1 add1 detach1 attach1.2 close1 reset" },
+	{ "attached", "add1 bind1 attach1", "Badd1 add1 detach1 attach1.2 close1 reset Breset" },
 	{ "untracked", "bind1 attach1", "add1 detach1 del1 close1" },
 	{ "kept_by_the_vm", "add1 bind1 attach1 close1", "reset" },
 	{ "group", "add1 bind1 getdev1", "putdev1", true },
