@@ -500,6 +500,32 @@ static void shared_flush(void)
 	phase_end();
 }
 
+/* What two of them waited for is skipped, and owed when the VM becomes non-coherent. */
+static void shared_skip(void)
+{
+	struct vcpu *v = spent(1, 0), *w = vcpu_create(&vm, 2);
+
+	must(pin(v->tid, 3));
+	phase("two vCPUs wait until the VM becomes coherent, and nothing is flushed");
+	begin(v, 1);
+	wait_count(&vm, "wbinvd_delays", 1);
+	begin(w, 1);
+	wait_count(&vm, "wbinvd_delays", 2);
+	must(kvm_vfio_del(vm.dev, vm.group));
+	end(v);
+	end(w);
+	expected.guest[3] = 1;
+	expected.guest[2] = 1;
+	phase_end();
+
+	phase("ADD pays what is owed on all of their CPUs");
+	must(kvm_vfio_add(vm.dev, vm.group));
+	expect_flush(1);
+	expect_flush(2);
+	expect_flush(3);
+	phase_end();
+}
+
 /* One that has stopped waiting is not served by what the others do. */
 static void not_shared_if_interrupted(void)
 {
@@ -582,6 +608,7 @@ SCENARIO(closing)
 SCENARIO(owed_flush)
 SCENARIO(moved_while_waiting)
 SCENARIO(shared_flush)
+SCENARIO(shared_skip)
 SCENARIO(not_shared_if_interrupted)
 SCENARIO(emulated)
 
@@ -606,6 +633,7 @@ static const struct scenario scenarios[] = {
 	{ "the owed flush", run_owed_flush },
 	{ "moved while it waits", run_moved_while_waiting },
 	{ "a shared flush", run_shared_flush },
+	{ "skipped while two wait", run_shared_skip },
 	{ "not shared if interrupted", run_not_shared_if_interrupted },
 	{ "emulated", run_emulated },
 	{ "WBNOINVD", run_wbnoinvd },

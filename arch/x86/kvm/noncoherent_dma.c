@@ -283,8 +283,9 @@ bool kvm_emulated_is_wbnoinvd(struct kvm_vcpu *vcpu)
  * @noinvd: it was WBNOINVD
  *
  * Context: process context, interrupts enabled
+ * Return: how many CPUs wrote their caches back, 0 if the VM is coherent
  */
-void kvm_wbinvd_not_skipped(struct kvm_vcpu *vcpu, bool noinvd)
+unsigned int kvm_wbinvd_not_skipped(struct kvm_vcpu *vcpu, bool noinvd)
 {
 	unsigned int cpus = 0;
 
@@ -292,6 +293,7 @@ void kvm_wbinvd_not_skipped(struct kvm_vcpu *vcpu, bool noinvd)
 		cpus = noinvd ? kvm_wbnoinvd_noncoherent(vcpu) :
 				kvm_wbinvd_noncoherent(vcpu);
 	trace_kvm_wbinvd(vcpu, cpus);
+	return cpus;
 }
 
 /**

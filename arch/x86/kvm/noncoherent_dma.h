@@ -10,7 +10,7 @@ DECLARE_TRACEPOINT(kvm_wbinvd);
 void kvm_wbinvd_vcpu_moved(struct kvm_vcpu *vcpu, int cpu);
 bool kvm_wbinvd_exit_is_wbnoinvd(struct kvm_vcpu *vcpu);
 bool kvm_emulated_is_wbnoinvd(struct kvm_vcpu *vcpu);
-void kvm_wbinvd_not_skipped(struct kvm_vcpu *vcpu, bool noinvd);
+unsigned int kvm_wbinvd_not_skipped(struct kvm_vcpu *vcpu, bool noinvd);
 int kvm_emulate_wbinvd_not_skipped(struct kvm_vcpu *vcpu);
 void kvm_wbinvd_cpu_offline(void);
 void kvm_noncoherent_dma_init_vm(struct kvm *kvm);

@@ -75,6 +75,7 @@
  * @noinvd: it is a WBNOINVD
  * @covered: the flush that is being executed is for this one, too
  * @done: so was one that has been executed
+ * @invalidated: by a WBINVD.  Not if the VM had become coherent, and nothing was done
  */
 struct kvm_wbinvd_waiter {
 	struct list_head node;
@@ -82,6 +83,7 @@ struct kvm_wbinvd_waiter {
 	bool noinvd;
 	bool covered;
 	bool done;
+	bool invalidated;
 };
 
 struct kvm_wbinvd_alarm {
@@ -195,18 +197,19 @@ static void kvm_wbinvd_wake(struct kvm_vcpu *vcpu)
 	kvm_vcpu_wake_up(vcpu);
 }
 
-/* Execute it now.  Returns how long that took. */
-static u64 kvm_wbinvd_execute(struct kvm_vcpu *vcpu, bool noinvd)
+/* Execute it now.  Returns on how many CPUs, and in @ns how long that took. */
+static unsigned int kvm_wbinvd_execute(struct kvm_vcpu *vcpu, bool noinvd, u64 *ns)
 {
-	u64 ns;
+	unsigned int cpus;
+	u64 start;
 
 	/* The VM does not pay for the time of others who preempt this task. */
 	preempt_disable();
-	ns = ktime_get_ns();
-	kvm_wbinvd_not_skipped(vcpu, noinvd);
-	ns = ktime_get_ns() - ns;
+	start = ktime_get_ns();
+	cpus = kvm_wbinvd_not_skipped(vcpu, noinvd);
+	*ns = ktime_get_ns() - start;
 	preempt_enable();
-	return ns;
+	return cpus;
 }
 
 static void kvm_wbinvd_charge(struct kvm_vcpu *vcpu, u64 ns)
@@ -235,6 +238,7 @@ static void kvm_wbinvd_flush_for_all(struct kvm_vcpu *vcpu)
 	struct cpumask *dirty = vcpu->arch.wbinvd_dirty_mask;
 	struct kvm_wbinvd_waiter *waiter;
 	bool noinvd = true;
+	unsigned int cpus;
 	u64 ns;
 
 	lockdep_assert_held(&budget->lock);
@@ -253,13 +257,14 @@ static void kvm_wbinvd_flush_for_all(struct kvm_vcpu *vcpu)
 	budget->flushing = true;
 	raw_spin_unlock(&budget->lock);
 
-	ns = kvm_wbinvd_execute(vcpu, noinvd);
+	cpus = kvm_wbinvd_execute(vcpu, noinvd, &ns);
 
 	raw_spin_lock(&budget->lock);
 	budget->flushing = false;
 	kvm_wbinvd_charge(vcpu, ns);
 	list_for_each_entry(waiter, &budget->waiters, node) {
 		waiter->done = waiter->covered;
+		waiter->invalidated = waiter->done && cpus && !noinvd;
 		/* Also one that is not done: it may have to execute the next. */
 		if (waiter->vcpu != vcpu)
 			kvm_wbinvd_wake(waiter->vcpu);
@@ -353,8 +358,7 @@ static bool kvm_wbinvd_within_budget(struct kvm_vcpu *vcpu, bool noinvd)
 	raw_spin_unlock(&budget->lock);
 
 	if (self.done && !flushed) {
-		/* What was flushed for a WBNOINVD may not have been invalidated. */
-		if (!noinvd)
+		if (self.invalidated)
 			kvm_wbinvd_note_this_cpu_only(vcpu);
 		vcpu->stat.wbinvd_shared++;
 	}
@@ -373,7 +377,7 @@ static bool kvm_wbinvd_within_budget(struct kvm_vcpu *vcpu, bool noinvd)
 	 * behind that.  It cannot be made to come back, so it gets into debt.
 	 */
 	if (vcpu->arch.guest_state_protected) {
-		ns = kvm_wbinvd_execute(vcpu, noinvd);
+		kvm_wbinvd_execute(vcpu, noinvd, &ns);
 		raw_spin_lock(&budget->lock);
 		kvm_wbinvd_charge(vcpu, ns);
 		raw_spin_unlock(&budget->lock);
