@@ -98,6 +98,19 @@ static void print_total(int n)
 		printf(" total:%d", n);
 }
 
+static void print_clflushes(void)
+{
+	int i;
+
+	if (!expected.clflushes_count)
+		return;
+	printf(" clflush %ld-%ld", expected.clflushes.min, expected.clflushes.max);
+	for (i = 0; i < MAX_EVENTS; i++)
+		if (expected.events[i].wanted)
+			printf(" at %d:%ld-%ld", i, expected.events[i].first,
+			       expected.events[i].last);
+}
+
 void phase_end(void)
 {
 	int cpu;
@@ -111,6 +124,7 @@ void phase_end(void)
 	print_total(expected.guest_total);
 	for (cpu = 0; cpu < CPUS; cpu++)
 		print_range(cpu, expected.guest[cpu], expected.guest[cpu]);
+	print_clflushes();
 	printf(" -- %s: %s\n", scenario->name, expected.what);
 }
 
@@ -148,6 +162,20 @@ void expect_total(int n, int more)
 	}
 	expected.guest_total = n;
 	expected.host_total = noncoherent_host ? n + more : 0;
+}
+
+void expect_clflushes(long min, long max)
+{
+	expected.clflushes_count = true;
+	expected.clflushes.min = min;
+	expected.clflushes.max = max;
+}
+
+void expect_event(int event, long first, long last)
+{
+	expected.events[event].wanted = true;
+	expected.events[event].first = first;
+	expected.events[event].last = last;
 }
 
 /* ---- CPUs ---------------------------------------------------------------- */

@@ -21,7 +21,9 @@
  *	# expect PHASE by CPU host CPU:COUNT... guest CPU:COUNT... -- WHAT
  *
  * with COUNT as N, N-M or * (any number); CPUs that are not named have none. A
- * CPU named total stands for the sum of all.
+ * CPU named total stands for the sum of all. A phase that says how many CLFLUSHs there
+ * must be, too, has ` clflush COUNT` before the ` --`, and ` at EVENT:FIRST-LAST` for each
+ * event that must happen: how many there must have been before its first and its last time.
  */
 #ifndef WBINVD_PHASE_H
 #define WBINVD_PHASE_H
@@ -40,6 +42,7 @@
 #include "vfio.h"
 
 #define CPUS		4
+#define MAX_EVENTS	8
 #define SCENARIO_LIMIT	(20 * patience)	/* seconds; they take less than two */
 
 extern bool noncoherent_host;	/* all DMA of VFIO devices is non-coherent */
@@ -61,6 +64,9 @@ extern struct expected {
 	struct { int min, max; } host[CPUS];
 	int guest[CPUS];	/* -1: any number */
 	int host_total, guest_total;	/* if they are not 0 */
+	bool clflushes_count;
+	struct { long min, max; } clflushes;
+	struct { bool wanted; long first, last; } events[MAX_EVENTS];
 } expected;
 
 /* What follows, up to phase_end(), is a phase: says what must be seen in it. */
@@ -82,6 +88,11 @@ void expect_some_flushes(int cpu, int min, int max);
 void expect_flush(int cpu);
 /* On CPUs but 0, no matter which: @n WBINVDs of guests, and @more flushes than that. */
 void expect_total(int n, int more);
+
+/* Of the host's kernel, on all CPUs together */
+void expect_clflushes(long min, long max);
+/* An event of mark.ko, before whose first and last time there were so many */
+void expect_event(int event, long first, long last);
 
 /* ---- CPUs ---------------------------------------------------------------- */
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Counts the WBINVD instructions an emulated host really executes.
+ * Counts the WBINVD and CLFLUSH instructions an emulated host really executes.
  *
  * A QEMU TCG plugin: the emulated machine runs a host kernel with KVM in it,
  * and this is the one observer that neither that kernel nor its guests can
@@ -48,6 +48,17 @@
  * `guest` those that guests tried to execute. The last line, written when QEMU
  * exits, says `exit`: without it the record is incomplete.
  *
+ * CLFLUSH (0f ae /7) and CLFLUSHOPT (66 0f ae /7) of the host's kernel are counted as
+ * well, on all CPUs together. A phase that has any, or an event, has a second line:
+ *
+ *	clflush 17 128 at 1:64-64 4:128-128
+ *
+ * 128 in phase 17. An event is a mark, too, that the kernel executes: a fixture
+ * (tests/fixtures/mark.c) puts it where a function is called. Its displacement has
+ * 0x4b57 in the upper half and the event's number in the lower one. It ends no phase, but
+ * notes how many CLFLUSHs of the phase were executed before it: 64 when event 1 came
+ * first and when it came last, 128 for event 4.
+ *
  * Build:	gcc -O2 -Wall -shared -fPIC -DPLUGIN_API=1 -o wbinvd.so wbinvd.c
  * Use:		qemu-system-x86_64 -accel tcg -plugin wbinvd.so,out=PATH ...
  */
@@ -64,12 +75,15 @@
 
 #define KERNEL_HALF	0xffff800000000000ULL
 #define MARK_MAGIC	0x4b56
+#define EVENT_MAGIC	0x4b57
+#define MAX_EVENTS	8
 
 int qemu_plugin_version = PLUGIN_API;
 
 static struct cpu {
 	uint64_t host;
 	uint64_t guest;
+	uint64_t clflush;
 	/* The VMRUN it is in guest mode by, counted from 1; only its thread touches it. */
 	unsigned int in_guest;
 } cpus[MAX_CPUS];
@@ -107,6 +121,43 @@ static void unlock(void)
 static unsigned int phase;
 static int phase_cpu = -1;
 
+/* CLFLUSHs of the phase before the event's first and last time; protected by lock() */
+static struct event {
+	bool seen;
+	uint64_t first;
+	uint64_t last;
+} events[MAX_EVENTS];
+
+static uint64_t clflushes(bool clear)
+{
+	uint64_t sum = 0;
+	unsigned int i;
+
+	for (i = 0; i < n_cpus; i++)
+		sum += clear ? __atomic_exchange_n(&cpus[i].clflush, 0, __ATOMIC_SEQ_CST) :
+			       __atomic_load_n(&cpus[i].clflush, __ATOMIC_SEQ_CST);
+	return sum;
+}
+
+static void print_clflushes(void)
+{
+	uint64_t sum = clflushes(true);
+	bool any = sum;
+	unsigned int i;
+
+	for (i = 0; i < MAX_EVENTS; i++)
+		any |= events[i].seen;
+	if (!any)
+		return;
+	fprintf(out, "clflush %u %llu at", phase, (unsigned long long)sum);
+	for (i = 0; i < MAX_EVENTS; i++)
+		if (events[i].seen)
+			fprintf(out, " %u:%llu-%llu", i, (unsigned long long)events[i].first,
+				(unsigned long long)events[i].last);
+	fputc('\n', out);
+	memset(events, 0, sizeof(events));
+}
+
 static void print_counts(const char *who, size_t offset)
 {
 	unsigned int i;
@@ -130,6 +181,7 @@ static void end_phase(const char *word)
 	print_counts("host", offsetof(struct cpu, host));
 	print_counts("guest", offsetof(struct cpu, guest));
 	fputc('\n', out);
+	print_clflushes();
 	/* The emulator may be killed; what was measured must be there. */
 	fflush(out);
 }
@@ -145,6 +197,27 @@ static void on_mark(unsigned int cpu, void *number)
 	phase = (uintptr_t)number;
 	phase_cpu = cpu;
 	unlock();
+}
+
+static void on_event(unsigned int cpu, void *number)
+{
+	struct event *event = &events[(uintptr_t)number];
+
+	if (cpu < n_cpus && cpus[cpu].in_guest)
+		return;
+
+	lock();
+	event->last = clflushes(false);
+	if (!event->seen)
+		event->first = event->last;
+	event->seen = true;
+	unlock();
+}
+
+static void on_clflush(unsigned int cpu, void *unused)
+{
+	if (cpu < n_cpus && !cpus[cpu].in_guest)
+		__atomic_fetch_add(&cpus[cpu].clflush, 1, __ATOMIC_RELAXED);
 }
 
 static void on_vmrun(unsigned int cpu, void *which)
@@ -202,10 +275,30 @@ static bool is_vmrun(const uint8_t *code, size_t size)
 	return size == 3 && !memcmp(code, "\x0f\x01\xd8", 3);
 }
 
-static bool is_mark(const uint8_t *code, size_t size)
+static bool is_mark(const uint8_t *code, size_t size, int magic)
 {
 	return size == 7 && !memcmp(code, "\x0f\x1f\x80", 3) &&
-	       (code[5] | code[6] << 8) == MARK_MAGIC;
+	       (code[5] | code[6] << 8) == magic;
+}
+
+/*
+ * With any prefixes but REP and REPNE, which make it something else: the kernel has
+ * CLFLUSH behind a 3e where CLFLUSHOPT is not. A register instead of an address is SFENCE.
+ */
+static bool is_clflush(const uint8_t *code, size_t size)
+{
+	while (size && is_prefix(*code)) {
+		if (*code == 0xf2 || *code == 0xf3)
+			return false;
+		code++;
+		size--;
+	}
+	if (size && (*code & 0xf0) == 0x40) {
+		code++;
+		size--;
+	}
+	return size >= 3 && code[0] == 0x0f && code[1] == 0xae &&
+	       (code[2] & 0x38) == 0x38 && (code[2] & 0xc0) != 0xc0;
 }
 
 /* The VMRUN behind which this instruction stands, counted from 1, or 0. */
@@ -266,9 +359,14 @@ static void translate_insn(struct qemu_plugin_insn *insn)
 	} else if (is_vmrun(code, size)) {
 		callback = on_vmrun;
 		data = (void *)note_vmrun(vaddr, haddr);
-	} else if (is_mark(code, size)) {
+	} else if (is_mark(code, size, MARK_MAGIC)) {
 		callback = on_mark;
 		data = (void *)(uintptr_t)(code[3] | code[4] << 8);
+	} else if (is_mark(code, size, EVENT_MAGIC) && code[3] < MAX_EVENTS && !code[4]) {
+		callback = on_event;
+		data = (void *)(uintptr_t)code[3];
+	} else if (vaddr >= KERNEL_HALF && is_clflush(code, size)) {
+		callback = on_clflush;
 	}
 	if (callback)
 		qemu_plugin_register_vcpu_insn_exec_cb(insn, callback,
