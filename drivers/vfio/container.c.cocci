@@ -4,6 +4,8 @@
 // expect: iommu_kept 1
 // expect: iommu_chosen 1
 // expect: iommu_used 1
+// expect: refuse_header 1
+// expect: noiommu_refused 1
 
 // Under container->group_lock, when the attachment is complete or undone
 @joined@
@@ -65,4 +67,19 @@ identifier container;
 +		vfio_container_use_iommu(container, chosen);
  	up_write(&container->group_lock);
  ...
+ }
+
+@refuse_header@
+@@
++#include "noncoherent.h"
+ #include "vfio.h"
+
+// By definition: nothing enforces anything.  The container has no IOMMU yet.
+@noiommu_refused@
+identifier iommu_group;
+@@
+ vfio_noiommu_attach_group(..., struct iommu_group *iommu_group, ...)
+ {
+-	return 0;
++	return vfio_group_permit_noncoherent(iommu_group);
  }

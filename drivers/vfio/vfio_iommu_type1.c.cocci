@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+// expect: header 1
 // expect: domain_added 1
 // expect: domain_gone 1
 // expect: begin 1
@@ -8,6 +9,11 @@
 // expect: replay_begin 1
 // expect: replay_map 1
 // expect: replay_unwind 1
+
+@header@
+@@
++#include "noncoherent.h"
+ #include "vfio.h"
 
 @domain_added@
 identifier iommu, domain;

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * May devices be given away whose DMA is not cache coherent?
+ *
+ * A VM with such a device may execute WBINVD, which writes back the whole caches of
+ * the CPUs that it has run on: a privilege over all others on the host.  It has it
+ * for as long as the device is attached to an IOMMU domain that does not enforce
+ * coherency.  Whether any may be is the administrator's decision, and this is where
+ * it is asked for: before a device or an IOMMU group is attached to such a domain,
+ * by who knows the domain.
+ */
+#include <linux/device.h>
+#include <linux/errno.h>
+#include <linux/iommu.h>
+#include <linux/kernel.h>
+#include <linux/module.h>
+#include <linux/moduleparam.h>
+#include <linux/string.h>
+
+#include "noncoherent.h"
+
+/* Written at any time, and looked at once for each attachment */
+static bool vfio_noncoherent_refused;
+
+static int vfio_noncoherent_set(const char *value, const struct kernel_param *kp)
+{
+	if (sysfs_streq(value, "allow"))
+		WRITE_ONCE(vfio_noncoherent_refused, false);
+	else if (sysfs_streq(value, "refuse"))
+		WRITE_ONCE(vfio_noncoherent_refused, true);
+	else
+		return -EINVAL;
+	return 0;
+}
+
+static int vfio_noncoherent_get(char *buffer, const struct kernel_param *kp)
+{
+	return sprintf(buffer, "%s\n",
+		       READ_ONCE(vfio_noncoherent_refused) ? "refuse" : "allow");
+}
+
+static const struct kernel_param_ops vfio_noncoherent_ops = {
+	.set = vfio_noncoherent_set,
+	.get = vfio_noncoherent_get,
+};
+module_param_cb(noncoherent, &vfio_noncoherent_ops, NULL, 0644);
+MODULE_PARM_DESC(noncoherent,
+		 "\"refuse\": attaching a device to an IOMMU domain that does not enforce cache coherency, or using it without an IOMMU, fails.  What is attached stays. (default: allow)");
+
+/**
+ * vfio_dev_permit_noncoherent - may a device do DMA that is not coherent?
+ * @dev: the device, about to be attached to a domain that does not enforce coherency,
+ *	or to be used without an IOMMU
+ *
+ * To be asked before anything is changed by the attachment, by which the device could
+ * do DMA or a VM becomes non-coherent.
+ *
+ * Return: 0, or -EPERM, and the kernel's log names the device.
+ */
+int vfio_dev_permit_noncoherent(struct device *dev)
+{
+	if (!READ_ONCE(vfio_noncoherent_refused))
+		return 0;
+	dev_warn_ratelimited(dev, "not attached: its DMA would not be cache coherent (vfio.noncoherent=refuse)\n");
+	return -EPERM;
+}
+
+static int vfio_group_dev_permit_noncoherent(struct device *dev, void *unused)
+{
+	return vfio_dev_permit_noncoherent(dev);
+}
+
+/**
+ * vfio_group_permit_noncoherent - may the devices of an IOMMU group?
+ * @group: the group, about to be attached
+ *
+ * As vfio_dev_permit_noncoherent(); the log names the group's first device.
+ *
+ * Return: 0 or -EPERM.
+ */
+int vfio_group_permit_noncoherent(struct iommu_group *group)
+{
+	return iommu_group_for_each_dev(group, NULL, vfio_group_dev_permit_noncoherent);
+}
+EXPORT_SYMBOL_GPL(vfio_group_permit_noncoherent);
