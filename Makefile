@@ -21,7 +21,7 @@ CC := $(shell kit/get $(HOST) compiler)
 SELFTESTS := $(basename $(notdir $(wildcard tools/testing/selftests/kvm/vfio_*_test.c)))
 
 PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so out/lab/ept_test out/lab/bench \
-	    out/lab/mixed_test out/lab/mtty_test out/lab/budget_test out/lab/torture_test $(SELFTESTS:%=$(O)/%) $(O)/nested_test \
+	    out/lab/mixed_test out/lab/mtty_test out/lab/budget_test out/lab/torture_test out/lab/dma_test $(SELFTESTS:%=$(O)/%) $(O)/nested_test \
 	    $(O)/vfio_testdev/vfio_testdev.ko out/lab/mixtures_test $(O)/mixtures
 
 .PHONY: help
@@ -145,8 +145,8 @@ $(PROGRAMS): | setup
 KIT := $(addprefix tests/kit/,lab.c files.c hold.c vfio.c vm.c)
 KIT_HEADERS := $(wildcard tests/kit/*.h) tools/testing/selftests/kvm/vfio_dev_uapi.h
 
-LAB_TESTS := $(addprefix out/lab/,wbinvd_test ept_test mixed_test mtty_test mixtures_test budget_test torture_test)
-out/lab/wbinvd_test out/lab/budget_test: tests/kit/wbinvd_phase.c
+LAB_TESTS := $(addprefix out/lab/,wbinvd_test ept_test mixed_test mtty_test mixtures_test budget_test torture_test dma_test)
+out/lab/wbinvd_test out/lab/budget_test out/lab/dma_test: tests/kit/wbinvd_phase.c
 
 .SECONDEXPANSION:
 $(LAB_TESTS): out/lab/%_test: $$(wildcard tests/%/*.c tests/%/*.h) $(KIT) $(KIT_HEADERS)

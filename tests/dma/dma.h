@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the scenarios of dma_test share: dma_kit.c has this, dma_test.c the scenarios of
+ * mappings, dma_kill.c those in which they fail or their owner is killed, dma_refuse.c
+ * those of vfio.noncoherent=refuse.
+ */
+#ifndef LAB_DMA_H
+#define LAB_DMA_H
+
+#include "wbinvd_phase.h"
+
+#define PAGE		4096ul
+#define HUGE_PAGE	(2ul << 20)
+/* Cache lines of a page, each flushed by one instruction */
+#define LINES		64
+#define HUGE_LINES	(512l * LINES)
+
+/* Events of mark.ko: what is called, for how many CLFLUSHs came before it */
+enum { MAPPED = 1, UNMAPPED, SYNCED, UNPINNED };
+
+/* vfio_testdev.ko's devices, each in a group of its own */
+enum { COHERENT, COHERENT_2, NONCOHERENT, NONCOHERENT_2, DEVICES };
+
+/* Type 1 maps two pages of its own for a moment when it makes a new domain. */
+#define TEST_PAGES	(kernel_before(7, 3) ? 2 : 0)
+
+/* The group's file; a scenario before this one has closed it. */
+int group_of(int device);
+int new_device(const char *kind);
+
+/* ---- memory -------------------------------------------------------------- */
+
+/* @n pages that are one and the same, so that none continues the one before it */
+char *same_page(int n);
+/* Of 2 MiB, there are HUGE_PAGES of them */
+#define HUGE_PAGES	512
+char *huge_pages(int n);
+/* Some page of a PCI device's registers */
+char *mmio_page(void *at);
+
+/* Pins of user space's pages that are there now, in the whole host */
+long pins(void);
+long free_huge_pages(void);
+/* What this process has locked, kB */
+long locked_kb(void);
+
+/* ---- containers ---------------------------------------------------------- */
+
+int map_flags(int container, void *memory, uint64_t iova, size_t size, uint32_t flags);
+int map(int container, void *memory, uint64_t iova, size_t size);
+/* The number of bytes, or -1 */
+long unmap(int container, uint64_t iova, size_t size);
+long unmap_all(int container);
+
+/* As group_attach(), in a phase: what that flushes is nothing else. */
+int attach_phase(int group, bool coherent);
+/* @group joins; @lines are flushed, and those of the test's pages. */
+void join_phase(int group, int container, long lines, bool new_noncoherent_domain);
+void leave_phase(int group, long lines);
+/*
+ * Both must work, and flush each of @runs runs, @lines in all, before it is mapped, and
+ * before it is unpinned. If @lines is 0 there must be none.
+ */
+void map_phase(int container, void *memory, uint64_t iova, size_t size, int runs, long lines);
+void unmap_phase(int container, uint64_t iova, size_t size, int runs, long lines);
+
+extern const struct scenario kill_scenarios[], refuse_scenarios[], noiommu_scenarios[];
+extern const int kill_count, refuse_count, noiommu_count;
+
+/* Of kernels that can do without an IOMMU; Debian's cannot. */
+#define NOIOMMU		"/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
+
+#endif

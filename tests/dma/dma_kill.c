@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Mappings that fail half way, and whose owner is killed: see dma_test.c. */
+#define _GNU_SOURCE
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+
+#include "dma.h"
+#include "hold.h"
+
+#define AT	0x100000ull
+#define ROOM	"/sys/module/vfio_testdev/parameters/room"
+
+/* ---- what fails ---------------------------------------------------------- */
+
+/* @pages of it were flushed, mapped and, if they are @unwound, flushed again. */
+static void failing_phase(int container, void *memory, size_t size, int error, int pages,
+			  int unwound)
+{
+	long before = pins();
+
+	phase("mapping fails half way: %s", strerror(error));
+	if (!map(container, memory, AT, size) || errno != error)
+		fail("it does not fail by that, but by %s", strerror(errno));
+	expect_clflushes((pages + unwound) * LINES, (pages + unwound) * LINES);
+	phase_end();
+	if (pins() != before)
+		fail("%ld pages are still pinned", pins() - before);
+	if (locked_kb())
+		fail("%ld kB are still locked", locked_kb());
+	if (unmap(container, AT, size))
+		fail("something is still mapped");
+}
+
+static void hole(void)
+{
+	int container = attach_phase(group_of(NONCOHERENT), false);
+	char *memory = same_page(16);
+
+	must(munmap(memory + 12 * PAGE, PAGE));
+	/* Where the last run ends is known only with the page behind it: it is not mapped. */
+	failing_phase(container, memory, 16 * PAGE, EFAULT, 11, 11);
+}
+
+static void coherent_hole(void)
+{
+	int container = attach_phase(group_of(COHERENT), true);
+	char *memory = same_page(16);
+
+	must(munmap(memory + 12 * PAGE, PAGE));
+	failing_phase(container, memory, 16 * PAGE, EFAULT, 0, 0);
+}
+
+static void memlock(void)
+{
+	const struct rlimit limit = { 8 * PAGE, 8 * PAGE };
+	int container = attach_phase(group_of(NONCOHERENT), false);
+	char *memory = same_page(16);
+	long before = pins();
+	int ret;
+
+	must(setrlimit(RLIMIT_MEMLOCK, &limit));
+	phase("mapping fails at RLIMIT_MEMLOCK");
+	must(seteuid(65534));
+	ret = map(container, memory, AT, 16 * PAGE);
+	must(seteuid(0));
+	if (!ret)
+		fail("it does not fail");
+	expect_clflushes(16 * LINES, 16 * LINES);
+	phase_end();
+	if (pins() != before || locked_kb())
+		fail("%ld pages are pinned, %ld kB locked", pins() - before, locked_kb());
+}
+
+/* The domain takes some pages of a run, and gives them back. */
+static void no_room(void)
+{
+	int container = attach_phase(group_of(NONCOHERENT), false);
+
+	must_put(ROOM, "100");
+	failing_phase(container, huge_pages(1), HUGE_PAGE, ENOSPC, 512, 512);
+	must_put(ROOM, "10");
+	failing_phase(container, same_page(16), 16 * PAGE, ENOSPC, 11, 11);
+	must_put(ROOM, "-1");
+}
+
+/* In the second domain only: the devices of the first could access it. */
+static void no_room_to_join(void)
+{
+	int group = group_of(NONCOHERENT), container = attach_phase(group_of(COHERENT), true);
+	long lines;
+
+	map_phase(container, same_page(4), AT, 4 * PAGE, 4, 0);
+	must_put(ROOM, "%d", TEST_PAGES + 2);
+	phase("a non-coherent group cannot join");
+	if (!group_join(group, container) || errno != ENOSPC)
+		fail("it does not fail by that, but by %s", strerror(errno));
+	/* Three were flushed to be mapped, the last one again when it was not. */
+	lines = (3 + 1 + 2 * TEST_PAGES) * LINES;
+	expect_clflushes(lines, lines);
+	phase_end();
+	must_put(ROOM, "-1");
+	unmap_phase(container, AT, 4 * PAGE, 4, 4 * LINES);
+}
+
+/* Those were pinned to be mapped, and are not any more. */
+static void no_room_for_emulated(void)
+{
+	int container = attach_phase(group_of(new_device("emulated")), true);
+	int bad = group_of(NONCOHERENT), good = group_of(COHERENT);
+	long before = pins(), lines;
+
+	must(map(container, same_page(4), AT, 4 * PAGE));
+	must_put(ROOM, "%d", TEST_PAGES + 2);
+	phase("a non-coherent group cannot join emulated ones");
+	if (!group_join(bad, container) || errno != ENOSPC)
+		fail("it does not fail by that, but by %s", strerror(errno));
+	lines = (3 + 3 + 2 * TEST_PAGES) * LINES;
+	expect_clflushes(lines, lines);
+	phase_end();
+	must_put(ROOM, "-1");
+	if (pins() != before)
+		fail("%ld pages are still pinned", pins() - before);
+	join_phase(good, container, 0, false);
+	leave_phase(good, 0);
+}
+
+/* ---- who is killed ------------------------------------------------------- */
+
+/* Forked for a mapping that is going to be interrupted, on another CPU */
+static pid_t fork_mapper(int container, size_t size, int go, int done)
+{
+	pid_t pid = fork_child();
+	char *memory, byte;
+
+	if (pid)
+		return pid;
+	must(prctl(PR_SET_PDEATHSIG, SIGKILL));
+	memory = huge_pages(size / HUGE_PAGE);
+	must(pin(0, 1));
+	must(read(go, &byte, 1));
+	map(container, memory, 1ull << 30, size);
+	must(write(done, "x", 1));
+	for (;;)
+		pause();
+}
+
+/* Of the pipe that the mapper writes to when it is through */
+static struct pollfd mapped = { .events = POLLIN };
+
+static bool is_held_or_through(void)
+{
+	return somebody_is_held() || poll(&mapped, 1, 0) == 1;
+}
+
+/* @chunks to @most of 2 MiB are flushed by the time that it is gone, the first while it is held. */
+static void kill_mapper(size_t size, int skip, long chunks, long most)
+{
+	int container = attach_phase(group_of(NONCOHERENT), false), go[2], done[2];
+	long before = pins(), pages = free_huge_pages();
+	char options[40];
+	bool held;
+	pid_t pid;
+
+	must(pipe(go));
+	must(pipe(done));
+	mapped.fd = done[0];
+	pid = fork_mapper(container, size, go[0], done[1]);
+	snprintf(options, sizeof(options), "second=%lu skip=%d", HUGE_PAGE, skip);
+	hold_at("clflush_cache_range", options);
+	phase("a process that maps %zu MiB is killed during chunk %d", size >> 20, skip + 1);
+	must(write(go[1], "x", 1));
+	wait_until(is_held_or_through, "a flush");
+	held = somebody_is_held();
+	must(kill(pid, SIGKILL));
+	release_held();
+	must_die(pid, "a process that maps memory");
+	expect_clflushes(chunks * HUGE_LINES, most * HUGE_LINES);
+	phase_end();
+	unload("hold");
+	if (!held)
+		fail("so much was not flushed");
+	if (pins() != before)
+		fail("%ld pages are still pinned", pins() - before);
+	if (free_huge_pages() != pages)
+		fail("%ld huge pages are still in use", pages - free_huge_pages());
+	/* The container is ours, and nothing is left in it. */
+	if (unmap_all(container))
+		fail("something is still mapped");
+}
+
+static void killed_at_once(void)
+{
+	kill_mapper(2 * HUGE_PAGE, 0, 1, 1);
+}
+
+/* What was mapped already is flushed again: as many chunks at most. */
+static void killed_half_way(void)
+{
+	kill_mapper(HUGE_PAGES * HUGE_PAGE, 100, 101, 201);
+}
+
+static int doomed_pages;
+
+static void map_and_wait(void)
+{
+	int container = group_attach(group_of(NONCOHERENT));
+
+	must(map(container, same_page(4), AT, 4 * PAGE));
+	must(map(container, huge_pages(doomed_pages), 1ull << 30, doomed_pages * HUGE_PAGE));
+}
+
+static void killed_with_mappings(void)
+{
+	long before = pins(), pages = free_huge_pages(), lines;
+	pid_t pid;
+
+	doomed_pages = HUGE_PAGES;
+	lines = 4 * LINES + HUGE_PAGES * HUGE_LINES;
+	phase("a process maps 1 GiB");
+	pid = fork_doomed(map_and_wait);
+	expect_clflushes(lines + 2 * TEST_PAGES * LINES, lines + 2 * TEST_PAGES * LINES);
+	phase_end();
+	phase("a process with 1 GiB mapped is killed");
+	must_die(pid, "a process with mappings");
+	expect_clflushes(lines, lines);
+	phase_end();
+	if (pins() != before)
+		fail("%ld pages are still pinned", pins() - before);
+	if (free_huge_pages() != pages)
+		fail("%ld huge pages are still in use", pages - free_huge_pages());
+}
+
+const struct scenario kill_scenarios[] = {
+	{ "a hole", hole },
+	{ "a hole, coherent", coherent_hole },
+	{ "RLIMIT_MEMLOCK", memlock },
+	{ "no room in the domain", no_room },
+	{ "no room in the second domain", no_room_to_join },
+	{ "no room for emulated devices' memory", no_room_for_emulated },
+	{ "killed at once", killed_at_once },
+	{ "killed half way through 1 GiB", killed_half_way },
+	{ "killed with 1 GiB mapped", killed_with_mappings },
+};
+
+const int kill_count = ARRAY_SIZE(kill_scenarios);

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Memory, devices and containers for dma_test: see the header. */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+#include "dma.h"
+
+/* ---- devices ------------------------------------------------------------- */
+
+int group_of(int device)
+{
+	int fd = open_group_number(testdev_group_number(device)), tries;
+
+	for (tries = 0; fd == -EBUSY && tries < 500; tries++) {
+		sleep_ms(10);
+		fd = open_group_number(testdev_group_number(device));
+	}
+	if (fd < 0)
+		fail("the group of device %d: %s", device, strerror(-fd));
+	return fd;
+}
+
+int new_device(const char *kind)
+{
+	int id = must(get_number(TESTDEV "create"));
+
+	must_put(TESTDEV "create", "1 %s", kind);
+	return id;
+}
+
+/* ---- memory -------------------------------------------------------------- */
+
+static char *must_map(void *at, size_t size, int prot, int flags, int fd)
+{
+	char *memory = mmap(at, size, prot, flags, fd, 0);
+
+	if (memory == MAP_FAILED)
+		fail("mmap() of %zu bytes: %s", size, strerror(errno));
+	return memory;
+}
+
+char *same_page(int n)
+{
+	char *memory = must_map(NULL, n * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	int fd = must(memfd_create("page", 0)), i;
+
+	must(ftruncate(fd, PAGE));
+	for (i = 0; i < n; i++)
+		must_map(memory + i * PAGE, PAGE, PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_FIXED, fd);
+	close(fd);
+	memory[0] = 1;
+	return memory;
+}
+
+char *huge_pages(int n)
+{
+	return must_map(NULL, n * HUGE_PAGE, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1);
+}
+
+/* Of the first device that lets it be mapped */
+static int open_registers(void)
+{
+	static const char pci[] = "/sys/bus/pci/devices";
+	DIR *devices = opendir(pci);
+	struct dirent *device;
+	char path[400];
+	void *memory;
+	int bar, fd;
+
+	while (devices && (device = readdir(devices))) {
+		for (bar = 0; bar < 6; bar++) {
+			snprintf(path, sizeof(path), "%s/%s/resource%d", pci,
+				 device->d_name, bar);
+			fd = open(path, O_RDWR | O_CLOEXEC);
+			if (fd < 0)
+				continue;
+			memory = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+			if (memory != MAP_FAILED) {
+				munmap(memory, PAGE);
+				closedir(devices);
+				return fd;
+			}
+			close(fd);
+		}
+	}
+	fail("no PCI device has registers in memory");
+}
+
+char *mmio_page(void *at)
+{
+	int fd = open_registers();
+	char *page = must_map(at, PAGE, PROT_READ | PROT_WRITE,
+			      MAP_SHARED | (at ? MAP_FIXED : 0), fd);
+
+	close(fd);
+	return page;
+}
+
+/* The number behind NAME in a file of /proc */
+static long number_in(const char *path, const char *name)
+{
+	static char text[65536];
+	char *line;
+	int ret = get_text(path, text, sizeof(text));
+
+	if (ret)
+		fail("%s: %s", path, strerror(-ret));
+	line = strstr(text, name);
+	if (!line)
+		fail("%s has no %s", path, name);
+	return atol(line + strlen(name));
+}
+
+long pins(void)
+{
+	/* Each CPU counts for itself until then. */
+	must_put("/proc/sys/vm/stat_refresh", "1");
+	return number_in("/proc/vmstat", "nr_foll_pin_acquired ") -
+	       number_in("/proc/vmstat", "nr_foll_pin_released ");
+}
+
+long free_huge_pages(void)
+{
+	return number_in("/proc/meminfo", "HugePages_Free:");
+}
+
+long locked_kb(void)
+{
+	return number_in("/proc/self/status", "VmLck:");
+}
+
+/* ---- containers ---------------------------------------------------------- */
+
+int map_flags(int container, void *memory, uint64_t iova, size_t size, uint32_t flags)
+{
+	struct vfio_iommu_type1_dma_map request = {
+		.argsz = sizeof(request),
+		.flags = flags,
+		.vaddr = (uintptr_t)memory,
+		.iova = iova,
+		.size = size,
+	};
+
+	return ioctl(container, VFIO_IOMMU_MAP_DMA, &request);
+}
+
+int map(int container, void *memory, uint64_t iova, size_t size)
+{
+	return map_flags(container, memory, iova, size,
+			 VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE);
+}
+
+static long unmap_flags(int container, uint64_t iova, size_t size, uint32_t flags)
+{
+	struct vfio_iommu_type1_dma_unmap request = {
+		.argsz = sizeof(request),
+		.flags = flags,
+		.iova = iova,
+		.size = size,
+	};
+
+	return ioctl(container, VFIO_IOMMU_UNMAP_DMA, &request) ? -1 : (long)request.size;
+}
+
+long unmap(int container, uint64_t iova, size_t size)
+{
+	return unmap_flags(container, iova, size, 0);
+}
+
+long unmap_all(int container)
+{
+	return unmap_flags(container, 0, 0, VFIO_DMA_UNMAP_FLAG_ALL);
+}
+
+/* ---- phases -------------------------------------------------------------- */
+
+static long test_lines(bool new_noncoherent_domain)
+{
+	return new_noncoherent_domain ? TEST_PAGES * 2 * LINES : 0;
+}
+
+int attach_phase(int group, bool coherent)
+{
+	long lines = test_lines(!coherent);
+	int container;
+
+	phase("attaching a %scoherent group to a container", coherent ? "" : "non-");
+	container = group_attach(group);
+	expect_clflushes(lines, lines);
+	phase_end();
+	return container;
+}
+
+void join_phase(int group, int container, long lines, bool new_noncoherent_domain)
+{
+	lines += test_lines(new_noncoherent_domain);
+	phase("a group joins a container with mappings");
+	must(group_join(group, container));
+	expect_clflushes(lines, lines);
+	phase_end();
+}
+
+void leave_phase(int group, long lines)
+{
+	phase("a group leaves its container");
+	must(group_leave(group));
+	expect_clflushes(lines, lines);
+	phase_end();
+}
+
+void map_phase(int container, void *memory, uint64_t iova, size_t size, int runs, long lines)
+{
+	phase("%zu KiB are mapped, in %d runs", size >> 10, runs);
+	must(map(container, memory, iova, size));
+	expect_clflushes(lines, lines);
+	expect_event(MAPPED, lines / runs, lines);
+	phase_end();
+}
+
+/* Type 1 unmaps so many runs at most before it syncs, and unpins them. */
+#define SYNC_MAX	512
+
+void unmap_phase(int container, uint64_t iova, size_t size, int runs, long lines)
+{
+	long before_last = (runs - 1) / SYNC_MAX * SYNC_MAX * (lines / runs);
+
+	phase("%zu KiB are unmapped, in %d runs", size >> 10, runs);
+	if (must(unmap(container, iova, size)) != (long)size)
+		fail("not all of it was unmapped");
+	expect_clflushes(lines, lines);
+	expect_event(UNMAPPED, 0, before_last);
+	expect_event(SYNCED, 0, before_last);
+	expect_event(UNPINNED, lines / runs, lines);
+	phase_end();
+}
