@@ -71,7 +71,9 @@ long long count(struct vm *vm, const char *name);
 /* Wait until it is @n. */
 void wait_count(struct vm *vm, const char *name, long long n);
 
-/* Begin elsewhere, and run until the guest is through. */
+/* Begin elsewhere. */
+void resume_at(struct vcpu *v, uint64_t rip);
+/* The same, and run until the guest is through. */
 void run_at(struct vcpu *v, uint64_t rip);
 /* What the guest's CPUID says of WBNOINVD; before it runs */
 void tell_wbnoinvd(struct vcpu *v, bool has);

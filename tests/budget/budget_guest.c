@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The guest of budget_test: see the header. */
 #define _GNU_SOURCE
+#include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 
@@ -78,6 +79,18 @@ struct vcpu *vm_create(struct vm *vm, int cpu)
 	return vcpu_create(vm, cpu);
 }
 
+/*
+ * KVM knows nobody by the ID of a local APIC until the state of one is set or changed,
+ * and monitors set it.
+ */
+static void set_lapic(int vcpu)
+{
+	struct kvm_lapic_state state;
+
+	must(ioctl(vcpu, KVM_GET_LAPIC, &state));
+	must(ioctl(vcpu, KVM_SET_LAPIC, &state));
+}
+
 static void *run_vcpu(void *arg)
 {
 	struct vcpu *v = arg;
@@ -92,6 +105,7 @@ static void *run_vcpu(void *arg)
 
 		must(ioctl(v->fd, KVM_SET_MP_STATE, &state));
 	}
+	set_lapic(v->fd);
 	start_real_mode(v->fd, WBINVD_AT, GUEST_BOX + v->id * 0x1000);
 	sem_post(&v->ready);
 	for (;;) {
@@ -126,6 +140,20 @@ struct vcpu *vcpu_create(struct vm *vm, int cpu)
 	return v;
 }
 
+/* Such a call loads the vCPU, and KVM notes the CPU that it is made on. */
+static void ask_vcpu(struct vcpu *v, unsigned long request, void *arg)
+{
+	cpu_set_t set;
+	int cpu;
+
+	must(sched_getaffinity(v->tid, sizeof(set), &set));
+	for (cpu = 0; !CPU_ISSET(cpu, &set); cpu++)
+		;
+	must(pin(0, cpu));
+	must(ioctl(v->fd, request, arg));
+	must(pin(0, 0));
+}
+
 void begin(struct vcpu *v, int n)
 {
 	WRITE(v->box->todo, n);
@@ -155,19 +183,24 @@ void end_interrupted(struct vcpu *v, uint64_t rip)
 		fail("KVM_RUN was interrupted and returned %s", strerror(v->error));
 	if (v->run->exit_reason != KVM_EXIT_INTR && !v->run->immediate_exit)
 		fail("KVM_RUN was interrupted with exit reason %u", v->run->exit_reason);
-	must(ioctl(v->fd, KVM_GET_REGS, &regs));
+	ask_vcpu(v, KVM_GET_REGS, &regs);
 	if (regs.rip != rip)
 		fail("it was interrupted at %#llx, not at its WBINVD", regs.rip);
 }
 
-void run_at(struct vcpu *v, uint64_t rip)
+void resume_at(struct vcpu *v, uint64_t rip)
 {
 	struct kvm_regs regs;
 
-	must(ioctl(v->fd, KVM_GET_REGS, &regs));
+	ask_vcpu(v, KVM_GET_REGS, &regs);
 	regs.rip = rip;
-	must(ioctl(v->fd, KVM_SET_REGS, &regs));
+	ask_vcpu(v, KVM_SET_REGS, &regs);
 	resume(v);
+}
+
+void run_at(struct vcpu *v, uint64_t rip)
+{
+	resume_at(v, rip);
 	end(v);
 }
 
@@ -181,7 +214,7 @@ void tell_wbnoinvd(struct vcpu *v, bool has)
 		.entry = { .function = 0x80000008, .eax = 0x3028, .ebx = has << 9 },
 	};
 
-	must(ioctl(v->fd, KVM_SET_CPUID2, &cpuid));
+	ask_vcpu(v, KVM_SET_CPUID2, &cpuid);
 }
 
 void interrupt(struct vcpu *v)

@@ -113,7 +113,7 @@ static void arguments(void)
 		{ 0, { 1, 1 } }, { 0, { 1, 0, 1 } }, { 0, { 1, 0, 0, 1 } }, { 0, { 0, 1 } },
 	};
 	static const int good[] = { 0, 1, 1000, 10, 0 };
-	static const char * const no_budget[] = { "-1", "1001", "x", "", "4294967296", "1 2" };
+	static const char * const no_budget[] = { "-1", "1001", "x", " ", "4294967296", "1 2" };
 	unsigned int i;
 	long has;
 
@@ -557,15 +557,10 @@ static void emulated(void)
 {
 	static const char force[] = "/sys/module/kvm/parameters/force_emulation_prefix";
 	struct vcpu *v = spent(1, 0);
-	struct kvm_regs regs;
 
 	must_put(force, "1");
-	must(ioctl(v->fd, KVM_GET_REGS, &regs));
-	regs.rip = EMULATED_WBINVD_AT - 5;
-	must(ioctl(v->fd, KVM_SET_REGS, &regs));
-
 	phase("one that is emulated waits");
-	resume(v);
+	resume_at(v, EMULATED_WBINVD_AT - 5);
 	wait_count(&vm, "wbinvd_delays", 1);
 	phase_end();
 	must_wait_still(v, "it is emulated");
@@ -577,10 +572,7 @@ static void emulated(void)
 
 	phase("emulated again, without a limit, it is executed");
 	set_budget(0);
-	regs.rip = EMULATED_WBINVD_AT - 5;
-	must(ioctl(v->fd, KVM_SET_REGS, &regs));
-	resume(v);
-	end(v);
+	run_at(v, EMULATED_WBINVD_AT - 5);
 	expect_flush(1);
 	phase_end();
 	must_put(force, "0");
