@@ -123,6 +123,18 @@ static void edu_enable(struct edu *edu)
 		errx(1, "cannot write the device's command register");
 }
 
+static void wait_for_dma(struct edu *edu)
+{
+	int tries;
+
+	for (tries = 0; tries < WAIT_SECONDS * 100; tries++) {
+		if (!(edu_read(edu, EDU_DMA_CMD) & EDU_DMA_RUN))
+			return;
+		usleep(10 * 1000);
+	}
+	errx(1, "the DMA does not end");
+}
+
 static void edu_open(struct edu *edu, char *slot)
 {
 	int bar;
@@ -140,6 +152,10 @@ static void edu_open(struct edu *edu, char *slot)
 	if ((edu_read(edu, EDU_IDENT) & EDU_IDENT_MASK) != EDU_IDENT_EDU)
 		errx(1, "this is no edu device: it identifies itself as %#x",
 		     edu_read(edu, EDU_IDENT));
+	/* It may not have been reset since somebody else had it. */
+	wait_for_dma(edu);
+	edu_write(edu, EDU_IRQ_ACK, edu_read(edu, EDU_IRQ_STATUS));
+	edu_enable(edu);
 	edu->uio = open_uio(edu);
 }
 
@@ -180,18 +196,6 @@ static void wait_for_interrupt(struct edu *edu)
 		errx(1, "an interrupt came, but not for DMA (status %#x)", status);
 	edu_write(edu, EDU_IRQ_ACK, status);
 	edu_enable(edu);
-}
-
-static void wait_for_dma(struct edu *edu)
-{
-	int tries;
-
-	for (tries = 0; tries < WAIT_SECONDS * 100; tries++) {
-		if (!(edu_read(edu, EDU_DMA_CMD) & EDU_DMA_RUN))
-			return;
-		usleep(10 * 1000);
-	}
-	errx(1, "the DMA does not end");
 }
 
 static void edu_dma(struct edu *edu, __u64 src, __u64 dst, __u32 flags)
