@@ -25,6 +25,7 @@
 
 #include <linux/align.h>
 #include <linux/build_bug.h>
+#include <linux/cacheflush.h>
 #include <linux/highmem.h>
 #include <linux/minmax.h>
 #include <linux/mm.h>
@@ -33,7 +34,6 @@
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/sizes.h>
-#include <asm/cacheflush.h>
 
 /* Flushed in one go.  A naturally aligned one has a memory map, or none, as a whole. */
 #define NONCOHERENT_DMA_FLUSH_CHUNK	(SZ_2M / PAGE_SIZE)

@@ -243,14 +243,15 @@ static void kvm_wbinvd_flush_for_all(struct kvm_vcpu *vcpu)
 
 	lockdep_assert_held(&budget->lock);
 
-	/*
-	 * This task cannot be moved while it holds the lock, so no bit of its own
-	 * is lost.  The others can be moved in their sleep.  Such a bit may be read
-	 * as either: their guest has not run there.
-	 */
 	list_for_each_entry(waiter, &budget->waiters, node) {
 		waiter->covered = true;
 		noinvd = noinvd && waiter->noinvd;
+		/*
+		 * This task cannot be moved while it holds the lock, so no bit
+		 * of its own is lost.  The others can be moved in their sleep.
+		 * Such a bit may be read as either: their guest has not run
+		 * there.
+		 */
 		(void)data_race((cpumask_or(dirty, dirty,
 					    waiter->vcpu->arch.wbinvd_dirty_mask), 0));
 	}

@@ -4,6 +4,7 @@
 // expect: include 1
 // expect: load 1
 // expect: emulate_noskip 1
+// expect: emulate_noskip_if 1
 // expect: emulate 1
 // expect 6.1: no_ipi 1
 // expect 7.3: no_ipi 0
@@ -101,9 +102,20 @@ identifier vcpu;
  kvm_emulate_wbinvd_noskip(struct kvm_vcpu *vcpu)
  {
 -	...
++	kvm_wbinvd(vcpu);
++	return X86EMUL_CONTINUE;
+ }
+
+// In two steps: a compound statement in place of ... gets an empty line before it.
+@emulate_noskip_if@
+identifier vcpu;
+@@
+ kvm_emulate_wbinvd_noskip(struct kvm_vcpu *vcpu)
+ {
+-	kvm_wbinvd(vcpu);
 +	if (!kvm_wbinvd_skipped(vcpu))
 +		kvm_wbinvd_not_skipped(vcpu, kvm_emulated_is_wbnoinvd(vcpu));
-+	return X86EMUL_CONTINUE;
+ 	return X86EMUL_CONTINUE;
  }
 
 @emulate@
