@@ -104,20 +104,6 @@ stop() {
 	done
 }
 
-wait_for() {
-	local left=$1 what=$2
-
-	shift 2
-	until "$@"; do
-		left=$((left - 1))
-		[ $left -gt 0 ] || {
-			echo "# $what"
-			return 1
-		}
-		sleep 1
-	done
-}
-
 # shows LABEL NAME PATTERN...: NAME is that the output has a line for each PATTERN, and no more
 # lines than that if PATTERN is preceded by "only"
 shows() {

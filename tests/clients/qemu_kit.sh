@@ -10,6 +10,9 @@ wbinvds=$tracing/events/kvm_vfio/kvm_wbinvd
 number=0
 failed=0
 
+# shellcheck source=../kit/wait.sh
+. ./wait.sh
+
 # result STATUS NAME FILE...: with what there was to see
 result() {
 	local word=ok
@@ -21,20 +24,6 @@ result() {
 		tail -n 20 "${@:3}" 2>&1 | sed 's/^/# /'
 	}
 	echo "$word $number $2"
-}
-
-wait_for() {
-	local left=$1 what=$2
-
-	shift 2
-	until "$@"; do
-		left=$((left - 1))
-		[ $left -gt 0 ] || {
-			echo "# $what"
-			return 1
-		}
-		sleep 1
-	done
 }
 
 # --- a QEMU has a name: what it says is in $out/NAME.*
