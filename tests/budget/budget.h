@@ -38,15 +38,10 @@ struct vm {
 	char *mem;
 	int n_vcpus;
 	struct vcpu {
+		struct vcpu_thread thread;	/* the first, for vcpu_setup() */
 		struct vm *vm;
-		int id, cpu;
-		int fd;
-		struct kvm_run *run;
+		int id;
 		struct box *box;
-		pid_t tid;
-		pthread_t thread;
-		sem_t ready, go, back;
-		int error;	/* of the last KVM_RUN, 0 for none */
 	} vcpus[2];
 };
 

@@ -91,30 +91,21 @@ static void set_lapic(int vcpu)
 	must(ioctl(vcpu, KVM_SET_LAPIC, &state));
 }
 
-static void *run_vcpu(void *arg)
+static void vcpu_setup(struct vcpu_thread *t)
 {
-	struct vcpu *v = arg;
+	struct vcpu *v = (struct vcpu *)t;
 	size_t size;
 
-	v->tid = gettid();
-	must(pin(0, v->cpu));
-	v->fd = must(ioctl(v->vm->fd, KVM_CREATE_VCPU, v->id));
-	v->run = map_vcpu(v->fd, &size);
+	t->fd = must(ioctl(v->vm->fd, KVM_CREATE_VCPU, v->id));
+	t->run = map_vcpu(t->fd, &size);
+	t->any_stop = true;
 	if (v->id) {
 		struct kvm_mp_state state = { .mp_state = KVM_MP_STATE_RUNNABLE };
 
-		must(ioctl(v->fd, KVM_SET_MP_STATE, &state));
+		must(ioctl(t->fd, KVM_SET_MP_STATE, &state));
 	}
-	set_lapic(v->fd);
-	start_real_mode(v->fd, WBINVD_AT, GUEST_BOX + v->id * 0x1000);
-	sem_post(&v->ready);
-	for (;;) {
-		while (sem_wait(&v->go))
-			;
-		v->error = ioctl(v->fd, KVM_RUN, 0) ? errno : 0;
-		sem_post(&v->back);
-	}
-	return NULL;
+	set_lapic(t->fd);
+	start_real_mode(t->fd, WBINVD_AT, GUEST_BOX + v->id * 0x1000);
 }
 
 static void on_signal(int signal __attribute__((unused)))
@@ -129,14 +120,8 @@ struct vcpu *vcpu_create(struct vm *vm, int cpu)
 	must(sigaction(SIGUSR1, &action, NULL));
 	v->vm = vm;
 	v->id = vm->n_vcpus++;
-	v->cpu = cpu;
 	v->box = (void *)(vm->mem + GUEST_BOX + v->id * 0x1000);
-	sem_init(&v->ready, 0, 0);
-	sem_init(&v->go, 0, 0);
-	sem_init(&v->back, 0, 0);
-	if (pthread_create(&v->thread, NULL, run_vcpu, v))
-		fail("cannot create a thread");
-	wait_sem(&v->ready, "creating a vCPU");
+	vcpu_thread_create(&v->thread, cpu, vcpu_setup);
 	return v;
 }
 
@@ -146,43 +131,43 @@ static void ask_vcpu(struct vcpu *v, unsigned long request, void *arg)
 	cpu_set_t set;
 	int cpu;
 
-	must(sched_getaffinity(v->tid, sizeof(set), &set));
+	must(sched_getaffinity(v->thread.tid, sizeof(set), &set));
 	for (cpu = 0; !CPU_ISSET(cpu, &set); cpu++)
 		;
 	must(pin(0, cpu));
-	must(ioctl(v->fd, request, arg));
+	must(ioctl(v->thread.fd, request, arg));
 	must(pin(0, 0));
 }
 
 void begin(struct vcpu *v, int n)
 {
 	WRITE(v->box->todo, n);
-	sem_post(&v->go);
+	vcpu_thread_go(&v->thread);
 }
 
 void resume(struct vcpu *v)
 {
-	sem_post(&v->go);
+	vcpu_thread_go(&v->thread);
 }
 
 void end(struct vcpu *v)
 {
-	wait_sem(&v->back, "KVM_RUN");
-	if (v->error)
-		fail("KVM_RUN of vCPU %d: %s", v->id, strerror(v->error));
-	if (v->run->exit_reason != KVM_EXIT_IO || v->run->io.port != 0x80)
-		fail("vCPU %d stopped with exit reason %u", v->id, v->run->exit_reason);
+	wait_sem(&v->thread.stopped, "KVM_RUN");
+	if (v->thread.error)
+		fail("KVM_RUN of vCPU %d: %s", v->id, strerror(v->thread.error));
+	if (v->thread.run->exit_reason != KVM_EXIT_IO || v->thread.run->io.port != 0x80)
+		fail("vCPU %d stopped with exit reason %u", v->id, v->thread.run->exit_reason);
 }
 
 void end_interrupted(struct vcpu *v, uint64_t rip)
 {
 	struct kvm_regs regs;
 
-	wait_sem(&v->back, "KVM_RUN, interrupted,");
-	if (v->error != EINTR)
-		fail("KVM_RUN was interrupted and returned %s", strerror(v->error));
-	if (v->run->exit_reason != KVM_EXIT_INTR && !v->run->immediate_exit)
-		fail("KVM_RUN was interrupted with exit reason %u", v->run->exit_reason);
+	wait_sem(&v->thread.stopped, "KVM_RUN, interrupted,");
+	if (v->thread.error != EINTR)
+		fail("KVM_RUN was interrupted and returned %s", strerror(v->thread.error));
+	if (v->thread.run->exit_reason != KVM_EXIT_INTR && !v->thread.run->immediate_exit)
+		fail("KVM_RUN was interrupted with exit reason %u", v->thread.run->exit_reason);
 	ask_vcpu(v, KVM_GET_REGS, &regs);
 	if (regs.rip != rip)
 		fail("it was interrupted at %#llx, not at its WBINVD", regs.rip);
@@ -219,7 +204,7 @@ void tell_wbnoinvd(struct vcpu *v, bool has)
 
 void interrupt(struct vcpu *v)
 {
-	if (pthread_kill(v->thread, SIGUSR1))
+	if (pthread_kill(v->thread.thread, SIGUSR1))
 		fail("the vCPU's thread takes no signal");
 }
 

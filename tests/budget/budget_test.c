@@ -67,7 +67,7 @@ static void must_wait_still(struct vcpu *v, const char *why)
 	int value;
 
 	sleep_ms(300);
-	sem_getvalue(&v->back, &value);
+	sem_getvalue(&v->thread.stopped, &value);
 	if (value || READ(v->box->done) != 1)
 		fail("the WBINVD does not wait any more: %s", why);
 }
@@ -271,7 +271,7 @@ static void immediate_exit(void)
 	struct vcpu *v = waiting(1, 0);
 
 	phase("immediate_exit and a signal end KVM_RUN, and it does not begin again");
-	v->run->immediate_exit = 1;
+	v->thread.run->immediate_exit = 1;
 	interrupt(v);
 	end_interrupted(v, WBINVD_AT);
 	resume(v);
@@ -279,7 +279,7 @@ static void immediate_exit(void)
 	phase_end();
 
 	phase("without it the WBINVD waits again");
-	v->run->immediate_exit = 0;
+	v->thread.run->immediate_exit = 0;
 	resume(v);
 	wait_count(&vm, "wbinvd_delays", 2);
 	expected.guest[1] = 1;
@@ -296,9 +296,9 @@ static void elsewhere_after_a_signal(void)
 	phase("what is executed after the interruption is not the WBINVD");
 	interrupt(v);
 	end_interrupted(v, WBINVD_AT);
-	must(ioctl(v->fd, KVM_GET_REGS, &regs));
+	must(ioctl(v->thread.fd, KVM_GET_REGS, &regs));
 	regs.rip = WBINVD_AT + 2;
-	must(ioctl(v->fd, KVM_SET_REGS, &regs));
+	must(ioctl(v->thread.fd, KVM_SET_REGS, &regs));
 	resume(v);
 	end(v);
 	phase_end();
@@ -332,10 +332,10 @@ static void init(void)
 
 	phase("INIT does not wait for the budget");
 	send_msi(&vm, MSI_INIT);
-	wait_sem(&v->back, "INIT");
-	if (v->error || v->run->exit_reason != KVM_EXIT_IO || v->run->io.port != 0x81)
+	wait_sem(&v->thread.stopped, "INIT");
+	if (v->thread.error || v->thread.run->exit_reason != KVM_EXIT_IO || v->thread.run->io.port != 0x81)
 		fail("after INIT the vCPU stops with %s, exit reason %u",
-		     strerror(v->error), v->run->exit_reason);
+		     strerror(v->thread.error), v->thread.run->exit_reason);
 	phase_end();
 }
 
@@ -444,7 +444,7 @@ static void moved_while_waiting(void)
 {
 	struct vcpu *v = waiting(1, 0);
 
-	must(pin(v->tid, 2));
+	must(pin(v->thread.tid, 2));
 	must_wait_still(v, "it was moved");
 	phase("executed where it was dirtied and where it is now");
 	set_budget(0);
@@ -461,17 +461,23 @@ static void moved_while_waiting(void)
 	phase_end();
 }
 
+/* Their WBINVDs, which wait for the same flush */
+static void begin_both(struct vcpu *v, struct vcpu *w)
+{
+	begin(v, 1);
+	wait_count(&vm, "wbinvd_delays", 1);
+	begin(w, 1);
+	wait_count(&vm, "wbinvd_delays", 2);
+}
+
 static void shared_flush(void)
 {
 	struct vcpu *v = spent(1, 0), *w = vcpu_create(&vm, 2);
 
 	/* One is noted for CPUs 1 and 3, the other for CPU 2. */
-	must(pin(v->tid, 3));
+	must(pin(v->thread.tid, 3));
 	phase("two vCPUs wait");
-	begin(v, 1);
-	wait_count(&vm, "wbinvd_delays", 1);
-	begin(w, 1);
-	wait_count(&vm, "wbinvd_delays", 2);
+	begin_both(v, w);
 	expected.guest[3] = 1;
 	expected.guest[2] = 1;
 	phase_end();
@@ -505,12 +511,9 @@ static void shared_skip(void)
 {
 	struct vcpu *v = spent(1, 0), *w = vcpu_create(&vm, 2);
 
-	must(pin(v->tid, 3));
+	must(pin(v->thread.tid, 3));
 	phase("two vCPUs wait until the VM becomes coherent, and nothing is flushed");
-	begin(v, 1);
-	wait_count(&vm, "wbinvd_delays", 1);
-	begin(w, 1);
-	wait_count(&vm, "wbinvd_delays", 2);
+	begin_both(v, w);
 	must(kvm_vfio_del(vm.dev, vm.group));
 	end(v);
 	end(w);
@@ -532,10 +535,7 @@ static void not_shared_if_interrupted(void)
 	struct vcpu *v = spent(1, 0), *w = vcpu_create(&vm, 2);
 
 	phase("two vCPUs wait, and one is interrupted");
-	begin(v, 1);
-	wait_count(&vm, "wbinvd_delays", 1);
-	begin(w, 1);
-	wait_count(&vm, "wbinvd_delays", 2);
+	begin_both(v, w);
 	interrupt(w);
 	end_interrupted(w, WBINVD_AT);
 	expected.guest[1] = 1;

@@ -32,7 +32,7 @@ static struct vcpu *noted_for_two(bool told)
 	expected.guest[1] = 1;
 	expect_flush(1);
 	phase_end();
-	must(pin(v->tid, 2));
+	must(pin(v->thread.tid, 2));
 	return v;
 }
 
@@ -114,7 +114,7 @@ static void other_prefixes(void)
 	v = noted_for_two(true);
 	flushes_two(v, PREFIX_66_AT, 1, "WBINVD with a prefix that means nothing");
 	flushes_one(v, PREFIX_66_AT, 1, "the second one");
-	must(pin(v->tid, 1));
+	must(pin(v->thread.tid, 1));
 	begin_wbinvd(v);
 	phase("a WBINVD on CPU 1");
 	run_at(v, WBINVD_AT);
@@ -122,7 +122,7 @@ static void other_prefixes(void)
 	expect_flush(1);
 	expect_flush(2);
 	phase_end();
-	must(pin(v->tid, 2));
+	must(pin(v->thread.tid, 2));
 	flushes_two(v, PREFIX_66_F3_AT, 1, "what is in doubt, with two prefixes,");
 	flushes_one(v, PREFIX_66_F3_AT, 1, "the second one");
 }

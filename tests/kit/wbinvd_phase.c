@@ -208,6 +208,14 @@ void wait_sem(sem_t *sem, const char *what)
 		fail("%s: %s", what, strerror(errno));
 }
 
+static void judge_stop(struct vcpu_thread *t)
+{
+	if (t->error)
+		fail("KVM_RUN: %s", strerror(t->error));
+	if (t->run->exit_reason != t->stop_reason)
+		fail("a vCPU stopped with exit reason %u", t->run->exit_reason);
+}
+
 static void *vcpu_thread(void *arg)
 {
 	struct vcpu_thread *t = arg;
@@ -220,10 +228,9 @@ static void *vcpu_thread(void *arg)
 	for (;;) {
 		while (sem_wait(&t->go))
 			;
-		must(ioctl(t->fd, KVM_RUN, 0));
-		if (t->run->exit_reason != t->stop_reason)
-			fail("a vCPU stopped with exit reason %u",
-			    t->run->exit_reason);
+		t->error = ioctl(t->fd, KVM_RUN, 0) ? errno : 0;
+		if (!t->any_stop)
+			judge_stop(t);
 		sem_post(&t->stopped);
 	}
 	return NULL;

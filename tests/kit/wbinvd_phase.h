@@ -108,6 +108,8 @@ struct vcpu_thread {
 	int fd;
 	struct kvm_run *run;
 	unsigned int stop_reason;	/* the one exit from KVM_RUN allowed */
+	bool any_stop;			/* what ends KVM_RUN is for the caller to judge */
+	int error;			/* of the last KVM_RUN then, 0 for none */
 
 	int first_cpu;
 	pid_t tid;
