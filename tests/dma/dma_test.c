@@ -47,19 +47,25 @@ static void small_pages(void)
 	unmap_phase(container, AT, 600 * PAGE, 600, 600 * LINES);
 }
 
+/* Where it is not known how many runs the pages make */
+static void map_and_unmap(const char *what, int container, char *memory, int pages, long lines)
+{
+	phase("%s", what);
+	must(map(container, memory, AT, pages * PAGE));
+	expect_clflushes(lines, lines);
+	phase_end();
+	phase("and unmapped");
+	must(unmap(container, AT, pages * PAGE));
+	expect_clflushes(lines, lines);
+	phase_end();
+}
+
 static void different_pages(void)
 {
 	int container = attach_phase(group_of(NONCOHERENT), false);
 	char *memory = aligned_alloc(PAGE, 8 * PAGE);
 
-	phase("8 pages, each a different one, are mapped");
-	must(map(container, memory, AT, 8 * PAGE));
-	expect_clflushes(8 * LINES, 8 * LINES);
-	phase_end();
-	phase("and unmapped");
-	must(unmap(container, AT, 8 * PAGE));
-	expect_clflushes(8 * LINES, 8 * LINES);
-	phase_end();
+	map_and_unmap("8 pages, each a different one, are mapped", container, memory, 8, 8 * LINES);
 }
 
 static void huge(void)
@@ -91,14 +97,7 @@ static void registers(void)
 	phase_end();
 
 	mmio_page(memory + PAGE);
-	phase("one between two of memory");
-	must(map(container, memory, AT, 3 * PAGE));
-	expect_clflushes(2 * LINES, 2 * LINES);
-	phase_end();
-	phase("and unmapped");
-	must(unmap(container, AT, 3 * PAGE));
-	expect_clflushes(2 * LINES, 2 * LINES);
-	phase_end();
+	map_and_unmap("one between two of memory", container, memory, 3, 2 * LINES);
 }
 
 /* Up to Linux 6.1 that is the zero page itself, later on a copy of it. */
