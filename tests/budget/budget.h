@@ -22,6 +22,8 @@
 #define EMULATED_WBNOINVD_AT	0x1405
 #define PREFIX_66_AT		0x1500
 #define PREFIX_66_F3_AT		0x1600
+/* A kick of vCPU 0, a WBINVD, and a HLT */
+#define KICKED_AT		0x1700
 
 /* What a vCPU and the test share. Accessed by READ() and WRITE() only. */
 struct box {

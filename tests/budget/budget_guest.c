@@ -46,6 +46,17 @@ static const uint8_t emulated_wbnoinvd_code[] = {
 static const uint8_t prefix_66_code[] = { 0x66, 0x0f, 0x09, REST };
 static const uint8_t prefix_66_f3_code[] = { 0x66, 0xf3, 0x0f, 0x09, REST };
 
+/* Whoever is kicked while he runs is not halted by his next HLT. */
+static const uint8_t kicked_code[] = {
+	0x66, 0xb8, 5, 0, 0, 0,		/*        mov $KVM_HC_KICK_CPU, %eax */
+	0x66, 0x31, 0xdb,		/*        xor %ebx, %ebx */
+	0x66, 0x31, 0xc9,		/*        xor %ecx, %ecx: vCPU 0 */
+	0x0f, 0x01, 0xd9,		/*        vmmcall */
+	0x0f, 0x09,			/*        wbinvd */
+	0xf4,				/*        hlt */
+	REST
+};
+
 static const uint8_t reset_code[] = {
 	0xe6, 0x81,			/*        out %al, $0x81 */
 	0xeb, 0xfc,
@@ -67,6 +78,7 @@ struct vcpu *vm_create(struct vm *vm, int cpu)
 	       sizeof(emulated_wbnoinvd_code));
 	memcpy(vm->mem + PREFIX_66_AT, prefix_66_code, sizeof(prefix_66_code));
 	memcpy(vm->mem + PREFIX_66_F3_AT, prefix_66_f3_code, sizeof(prefix_66_f3_code));
+	memcpy(vm->mem + KICKED_AT, kicked_code, sizeof(kicked_code));
 	*(uint32_t *)(vm->mem + 2 * 4) = NMI_HANDLER;	/* segment 0 */
 	add_memory(vm->fd, 0, 0, GUEST_MEM, vm->mem);
 	memcpy(reset + 0xff0, reset_code, sizeof(reset_code));

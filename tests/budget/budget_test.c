@@ -578,6 +578,45 @@ static void emulated(void)
 	must_put(force, "0");
 }
 
+/* ---- what never ends a wait ---------------------------------------------- */
+
+/* The WBINVD after the kick waits, once, and the kick is there for the HLT behind it. */
+static void waits_once(struct vcpu *v)
+{
+	phase("one that was kicked waits");
+	resume_at(v, KICKED_AT);
+	wait_count(&vm, "wbinvd_delays", 1);
+	must_wait_still(v, "a kick is for HLT");
+	expected.guest[1] = 1;
+	phase_end();
+	if (count(&vm, "wbinvd_delays") != 1)
+		fail("it began to wait %lld times", count(&vm, "wbinvd_delays"));
+}
+
+static void kicked(void)
+{
+	struct vcpu *v = spent(1, 0);
+
+	waits_once(v);
+	phase_released(v, 0);
+}
+
+static void hidden_registers(void)
+{
+	struct vcpu *v;
+
+	load("protect.ko", "");
+	v = spent(1, 0);
+	waits_once(v);
+	phase("a signal ends its wait, and it is executed");
+	interrupt(v);
+	expect_flush(1);
+	end_interrupted(v, KICKED_AT + 17);
+	phase_end();
+	resume(v);
+	end(v);
+}
+
 /* ---- main ---------------------------------------------------------------- */
 
 SCENARIO(unlimited)
@@ -603,6 +642,8 @@ SCENARIO(shared_flush)
 SCENARIO(shared_skip)
 SCENARIO(not_shared_if_interrupted)
 SCENARIO(emulated)
+SCENARIO(kicked)
+SCENARIO(hidden_registers)
 
 static const struct scenario scenarios[] = {
 	{ "no limit by default", run_unlimited },
@@ -628,6 +669,8 @@ static const struct scenario scenarios[] = {
 	{ "skipped while two wait", run_shared_skip },
 	{ "not shared if interrupted", run_not_shared_if_interrupted },
 	{ "emulated", run_emulated },
+	{ "kicked", run_kicked },
+	{ "hidden registers", run_hidden_registers },
 	{ "WBNOINVD", run_wbnoinvd },
 	{ "WBNOINVD, with a budget", run_wbnoinvd_within_budget },
 	{ "WBNOINVD, emulated", run_wbnoinvd_emulated },

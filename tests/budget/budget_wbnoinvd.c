@@ -18,6 +18,7 @@ void tidy_up(void)
 	put(BUDGET, "0");
 	forget_hold();
 	try_unload("wbnoinvd");
+	try_unload("protect");
 }
 
 /* The vCPU is on CPU 2 and noted for CPUs 1 and 2. */

@@ -158,7 +158,10 @@ int kvm_wbinvd_set_limit(struct kvm *kvm, const struct kvm_enable_cap *cap)
 	return 0;
 }
 
-/* Add to the credit what time has brought.  A limit that has changed counts from then. */
+/*
+ * Add to the credit what time has brought.  Nobody does that when the limit changes:
+ * the new one counts from the last time, up to what may be saved.
+ */
 static void kvm_wbinvd_refill(struct kvm *kvm, unsigned int limit)
 {
 	struct kvm_wbinvd_budget *budget = &kvm->wbinvd_budget;
@@ -290,7 +293,7 @@ static bool kvm_wbinvd_sleep(struct kvm_vcpu *vcpu, u64 ns)
 {
 	struct kvm_wbinvd_alarm alarm = { .vcpu = vcpu };
 	bool hv_timer = kvm_lapic_hv_timer_in_use(vcpu);
-	bool leave;
+	bool unhalted, leave;
 
 	hrtimer_setup_on_stack(&alarm.timer, kvm_wbinvd_alarm, CLOCK_MONOTONIC,
 			       HRTIMER_MODE_REL);
@@ -299,6 +302,14 @@ static bool kvm_wbinvd_sleep(struct kvm_vcpu *vcpu, u64 ns)
 	/* That one runs only in the guest: see vcpu_block(). */
 	if (hv_timer)
 		kvm_lapic_switch_to_sw_timer(vcpu);
+
+	/*
+	 * A kick that has found the vCPU running is for its next HLT, and only that
+	 * takes it away: it would end each wait until then.  One that comes
+	 * meanwhile ends this one.
+	 */
+	unhalted = vcpu->arch.pv.pv_unhalted;
+	vcpu->arch.pv.pv_unhalted = false;
 
 	/*
 	 * What the exit handlers have called holds nothing that kvm->srcu protects,
@@ -312,11 +323,32 @@ static bool kvm_wbinvd_sleep(struct kvm_vcpu *vcpu, u64 ns)
 		signal_pending(current);
 	vcpu->arch.apf.halted = false;
 
+	/* Others only ever set it. */
+	if (unhalted)
+		vcpu->arch.pv.pv_unhalted = true;
+
 	if (hv_timer)
 		kvm_lapic_switch_to_hv_timer(vcpu);
 	hrtimer_cancel(&alarm.timer);
 	destroy_hrtimer_on_stack(&alarm.timer);
 	return leave;
+}
+
+/*
+ * The same for a guest whose registers are hidden.  It has made a call for its WBINVD
+ * and goes on behind that: it cannot be made to come back.  So nothing that it can do
+ * itself ends the wait, or it would never wait.  What there is for it comes late, as
+ * to a vCPU whose thread does not get a CPU.
+ */
+static bool kvm_wbinvd_sleep_protected(struct kvm_vcpu *vcpu, u64 ns)
+{
+	ktime_t expires = ns_to_ktime(ns);
+
+	kvm_vcpu_srcu_read_unlock(vcpu);
+	set_current_state(TASK_INTERRUPTIBLE);
+	schedule_hrtimeout(&expires, HRTIMER_MODE_REL);
+	kvm_vcpu_srcu_read_lock(vcpu);
+	return signal_pending(current);
 }
 
 /* The CPUs noted before have been flushed, and the guest has not run since. */
@@ -352,7 +384,8 @@ static bool kvm_wbinvd_within_budget(struct kvm_vcpu *vcpu, bool noinvd)
 			since = ktime_get_ns();
 			vcpu->stat.wbinvd_delays++;
 		}
-		leave = kvm_wbinvd_sleep(vcpu, ns);
+		leave = vcpu->arch.guest_state_protected ?
+			kvm_wbinvd_sleep_protected(vcpu, ns) : kvm_wbinvd_sleep(vcpu, ns);
 		raw_spin_lock(&budget->lock);
 	}
 	list_del(&self.node);
@@ -373,10 +406,7 @@ static bool kvm_wbinvd_within_budget(struct kvm_vcpu *vcpu, bool noinvd)
 	if (self.done)
 		return true;
 
-	/*
-	 * A guest whose registers are hidden has made a call for it, and goes on
-	 * behind that.  It cannot be made to come back, so it gets into debt.
-	 */
+	/* Its monitor wants the thread now, so the guest gets into debt. */
 	if (vcpu->arch.guest_state_protected) {
 		kvm_wbinvd_execute(vcpu, noinvd, &ns);
 		raw_spin_lock(&budget->lock);
