@@ -42,7 +42,7 @@ LOAD = {
     "vmx": ("kvm", "kvm_intel", "vfio", "vfio_iommu_type1"),
 }
 # Put into /lib/modules for whoever wants them, if the kernel has them.
-SPARE = ("uio_pci_generic", "mdev")
+SPARE = ("uio_pci_generic", "mdev", "nd_e820", "device_dax", "dax_pmem")
 
 
 # The root bus has room for this many edu devices; more go behind root ports.

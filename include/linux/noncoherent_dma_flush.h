@@ -27,6 +27,7 @@
 #include <linux/build_bug.h>
 #include <linux/cacheflush.h>
 #include <linux/highmem.h>
+#include <linux/memremap.h>
 #include <linux/minmax.h>
 #include <linux/mm.h>
 #include <linux/page-flags.h>
@@ -42,11 +43,22 @@
 static_assert(PAGES_PER_SUBSECTION % NONCOHERENT_DMA_FLUSH_CHUNK == 0);
 #endif
 
+/* The kernel can access it.  What memory_failure() took away it cannot. */
+static inline bool noncoherent_dma_is_mapped(struct page *page)
+{
+	unsigned int level;
+	pte_t *pte;
+
+	if (PageHighMem(page))
+		return true;
+	pte = lookup_address((unsigned long)page_address(page), &level);
+	return pte && pte_present(*pte);
+}
+
 /*
  * MMIO must not be flushed: CLFLUSH of some ranges raises machine checks.  It has no
- * struct page or one that is reserved, as the zero page is, too.  A page that
- * memory_failure() took away has no direct mapping any more, and no contents that
- * anybody will see.
+ * struct page or one that is reserved, as the zero page is, too, and as the pages of
+ * memory are that a driver manages (device DAX).
  */
 static inline bool noncoherent_dma_flushable(unsigned long pfn)
 {
@@ -57,9 +69,13 @@ static inline bool noncoherent_dma_flushable(unsigned long pfn)
 		return false;
 	page = pfn_to_page(pfn);
 	if (unlikely(PageReserved(page)))
-		return is_zero_pfn(pfn);
-	/* Of a huge page only the head says so. */
-	return likely(!PageHWPoison(page) && !PageHWPoison(compound_head(page)));
+		return is_zero_pfn(pfn) ||
+		       (is_zone_device_page(page) && !is_pci_p2pdma_page(page) &&
+			!is_device_private_page(page));
+	/* Of a huge page the head is poisoned, and most of it is as good as ever. */
+	if (unlikely(PageHWPoison(page) || PageHWPoison(compound_head(page))))
+		return noncoherent_dma_is_mapped(page);
+	return true;
 }
 
 static inline void noncoherent_dma_flush_run(unsigned long pfn, unsigned long end)

@@ -2,7 +2,7 @@
 /*
  * What the scenarios of dma_test share: dma_kit.c has this, dma_test.c the scenarios of
  * mappings, dma_kill.c those in which they fail or their owner is killed, dma_refuse.c
- * those of vfio.noncoherent=refuse.
+ * those of vfio.noncoherent=refuse, dma_iommufd.c those of iommufd.
  */
 #ifndef LAB_DMA_H
 #define LAB_DMA_H
@@ -64,8 +64,15 @@ void leave_phase(int group, long lines);
 void map_phase(int container, void *memory, uint64_t iova, size_t size, int runs, long lines);
 void unmap_phase(int container, uint64_t iova, size_t size, int runs, long lines);
 
-extern const struct scenario kill_scenarios[], refuse_scenarios[], noiommu_scenarios[];
-extern const int kill_count, refuse_count, noiommu_count;
+extern const struct scenario kill_scenarios[], refuse_scenarios[], noiommu_scenarios[],
+	iommufd_scenarios[];
+extern const int kill_count, refuse_count, noiommu_count, iommufd_count;
+
+/* Who may have non-coherent DMA */
+#define PERMITTED	"/sys/module/vfio/parameters/noncoherent"
+
+/* The fixture's page tables have room for so many more pages; -1: for any number */
+#define ROOM	"/sys/module/vfio_testdev/parameters/room"
 
 /* Of kernels that can do without an IOMMU; Debian's cannot. */
 #define NOIOMMU		"/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"

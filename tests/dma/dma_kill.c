@@ -12,7 +12,6 @@
 #include "hold.h"
 
 #define AT	0x100000ull
-#define ROOM	"/sys/module/vfio_testdev/parameters/room"
 
 /* ---- what fails ---------------------------------------------------------- */
 

@@ -11,25 +11,24 @@
 #include "vm.h"
 
 #define AT		0x100000ull
-#define PARAMETER	"/sys/module/vfio/parameters/noncoherent"
 
 static void may(const char *what)
 {
-	int ret = put(PARAMETER, "%s\n", what);
+	int ret = put(PERMITTED, "%s\n", what);
 
 	if (ret)
-		fail("writing %s to %s: %s", what, PARAMETER, strerror(-ret));
+		fail("writing %s to %s: %s", what, PERMITTED, strerror(-ret));
 }
 
 static void must_say(const char *what)
 {
 	char text[40];
 
-	if (get_text(PARAMETER, text, sizeof(text)))
-		fail("%s cannot be read", PARAMETER);
+	if (get_text(PERMITTED, text, sizeof(text)))
+		fail("%s cannot be read", PERMITTED);
 	text[strcspn(text, "\n")] = '\0';
 	if (strcmp(text, what))
-		fail("%s says '%s', not '%s'", PARAMETER, text, what);
+		fail("%s says '%s', not '%s'", PERMITTED, text, what);
 }
 
 static void must_be_refused(int ret, const char *what)
@@ -68,7 +67,7 @@ static void parameter(void)
 	must_say("allow");
 	may("refuse");
 	must_say("refuse");
-	if (put(PARAMETER, "refused") != -EINVAL || put(PARAMETER, "1") != -EINVAL)
+	if (put(PERMITTED, "refused") != -EINVAL || put(PERMITTED, "1") != -EINVAL)
 		fail("it may be written what means nothing");
 	must_say("refuse");
 	may("allow");
@@ -270,6 +269,7 @@ const struct scenario refuse_scenarios[] = {
 	{ "refuse: a VM is not told", vm_is_not_told },
 	{ "allow after a VM", allowed_again },
 	{ "refuse: one line names the device", messages },
+	{ "allow after messages", allowed_again },
 };
 
 const int refuse_count = ARRAY_SIZE(refuse_scenarios);

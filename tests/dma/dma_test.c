@@ -14,6 +14,7 @@
  * synced, and before it is unpinned.
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -21,6 +22,8 @@
 #include "dma.h"
 
 #define AT	0x100000ull		/* an I/O address */
+#define ND	"/sys/bus/nd/"
+#define DAX	"/dev/dax0.0"
 
 /* ---- one group ----------------------------------------------------------- */
 
@@ -220,6 +223,60 @@ static void emulated(void)
 	phase_end();
 }
 
+/* ---- memory that is not as other memory ---------------------------------- */
+
+/* A driver manages these pages, and user space maps them: "reserved", and in caches */
+static void device_dax(void)
+{
+	int container = attach_phase(group_of(NONCOHERENT), false);
+	int fd = must(open(DAX, O_RDWR | O_CLOEXEC));
+	char *memory = mmap(NULL, HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	if (memory == MAP_FAILED)
+		fail("mmap() of " DAX ": %s", strerror(errno));
+	/* Type 1 does not unpin what is reserved. */
+	map_and_unmap("memory of a driver is mapped", container, memory, HUGE_PAGE / PAGE, HUGE_LINES);
+}
+
+static void on_lost(int signal __attribute__((unused)))
+{
+}
+
+/*
+ * One page of a huge page is lost, and its head says so for all of it.  The injected
+ * error leaves the kernel's mapping in place, so that one is flushed, too.
+ */
+static void poisoned(void)
+{
+	int group = group_of(NONCOHERENT), container = attach_phase(group_of(COHERENT), true);
+	char *memory = huge_pages(1);
+
+	map_phase(container, memory, HUGE_PAGE, HUGE_PAGE, 1, 0);
+	/* Some kernels tell who has it. */
+	signal(SIGBUS, on_lost);
+	/* It is in use, so that all that happens to it is to be called lost. */
+	if (madvise(memory + 3 * PAGE, PAGE, MADV_HWPOISON) && errno != EBUSY)
+		fail("MADV_HWPOISON: %s", strerror(errno));
+	join_phase(group, container, HUGE_LINES, true);
+	unmap_phase(container, HUGE_PAGE, HUGE_PAGE, 1, HUGE_LINES);
+}
+
+/* As a tool for such memory does it */
+static void make_dax(void)
+{
+	static const char * const modules[] = { "libnvdimm", "nd_e820", "device_dax", "dax_pmem" };
+	char uuid[40];
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(modules); i++)
+		load_kernels(modules[i], "");
+	must(get_text("/proc/sys/kernel/random/uuid", uuid, sizeof(uuid)));
+	must_put(ND "devices/dax0.0/mode", "ram");
+	must_put(ND "devices/dax0.0/uuid", "%s", uuid);
+	must_put(ND "devices/dax0.0/namespace", "namespace0.0");
+	must_put(ND "drivers/dax_pmem/bind", "dax0.0");
+}
+
 /* ---- main ---------------------------------------------------------------- */
 
 static const struct scenario mapping_scenarios[] = {
@@ -238,6 +295,11 @@ static const struct scenario mapping_scenarios[] = {
 	{ "emulated devices, and others that come and go", emulated },
 };
 
+static const struct scenario memory_scenarios[] = {
+	{ "device DAX", device_dax },
+	{ "a huge page, a part of which is poisoned", poisoned },
+};
+
 #define MAX_SCENARIOS	64
 
 static struct scenario all[MAX_SCENARIOS];
@@ -249,23 +311,43 @@ static void add(const struct scenario *scenarios, int n)
 	count += n;
 }
 
-int main(void)
+/* Of what is called when pages are unpinned: by type 1 before Linux 7.3, and by all else */
+static void load_marks(bool iommufd)
 {
+	load("mark.ko", kernel_before(7, 3) && !iommufd ?
+	     "functions=vfio_testdev:testdev_map_pages,vfio_testdev:testdev_unmap_pages,"
+	     "vfio_testdev:testdev_iotlb_sync,unpin_user_pages_dirty_lock" :
+	     "functions=vfio_testdev:testdev_map_pages,vfio_testdev:testdev_unmap_pages,"
+	     "vfio_testdev:testdev_iotlb_sync,unpin_user_page_range_dirty_lock");
+}
+
+/* dma_test [memory|iommufd] */
+int main(int argc, char **argv)
+{
+	const char *what = argc > 1 ? argv[1] : "";
+	bool iommufd = !strcmp(what, "iommufd");
+
 	/* The emulator calls back for each of a GiB's lines. */
 	patience = 4;
 	load_testdev("coherent=2 noncoherent=2");
 	must_put("/proc/sys/vm/nr_hugepages", "%d", HUGE_PAGES);
 	if (free_huge_pages() != HUGE_PAGES)
 		fail("no %d huge pages: too little memory", HUGE_PAGES);
-	load("mark.ko", kernel_before(7, 3) ?
-	     "functions=vfio_testdev:testdev_map_pages,vfio_testdev:testdev_unmap_pages,"
-	     "vfio_testdev:testdev_iotlb_sync,unpin_user_pages_dirty_lock" :
-	     "functions=vfio_testdev:testdev_map_pages,vfio_testdev:testdev_unmap_pages,"
-	     "vfio_testdev:testdev_iotlb_sync,unpin_user_page_range_dirty_lock");
-	add(mapping_scenarios, ARRAY_SIZE(mapping_scenarios));
-	add(kill_scenarios, kill_count);
-	add(refuse_scenarios, refuse_count);
-	if (!access(NOIOMMU, W_OK))
+	load_marks(iommufd);
+	if (iommufd) {
+		must_put("/sys/module/iommufd/parameters/allow_unsafe_interrupts", "1");
+		add(iommufd_scenarios, iommufd_count);
 		add(noiommu_scenarios, noiommu_count);
+	} else if (!strcmp(what, "memory")) {
+		make_dax();
+		add(memory_scenarios, ARRAY_SIZE(memory_scenarios));
+	} else {
+		add(mapping_scenarios, ARRAY_SIZE(mapping_scenarios));
+		add(kill_scenarios, kill_count);
+		add(refuse_scenarios, refuse_count);
+		/* Debian's kernel has no devices without an IOMMU. */
+		if (!access(NOIOMMU, W_OK))
+			add(noiommu_scenarios, noiommu_count);
+	}
 	return run_scenarios(all, count, NULL);
 }

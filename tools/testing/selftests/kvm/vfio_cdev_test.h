@@ -7,54 +7,7 @@
 #define SELFTEST_KVM_VFIO_CDEV_TEST_H
 
 #include "vfio_dev_test.h"
-
-/* --- What headers older than Linux 6.6 do not have --- */
-
-#ifndef VFIO_DEVICE_BIND_IOMMUFD
-#define VFIO_DEVICE_BIND_IOMMUFD	_IO(VFIO_TYPE, VFIO_BASE + 18)
-#define VFIO_DEVICE_ATTACH_IOMMUFD_PT	_IO(VFIO_TYPE, VFIO_BASE + 19)
-#define VFIO_DEVICE_DETACH_IOMMUFD_PT	_IO(VFIO_TYPE, VFIO_BASE + 20)
-#endif
-
-#ifndef IOMMUFD_TYPE
-#define IOMMUFD_TYPE	(';')
-#define IOMMU_IOAS_ALLOC	_IO(IOMMUFD_TYPE, 0x81)
-#define IOMMU_IOAS_MAP	_IO(IOMMUFD_TYPE, 0x85)
-#endif
-
-struct bind_iommufd {
-	uint32_t argsz;
-	uint32_t flags;
-	int32_t iommufd;
-	uint32_t out_devid;
-};
-
-struct attach_pt {
-	uint32_t argsz;
-	uint32_t flags;
-	uint32_t pt_id;
-};
-
-struct detach_pt {
-	uint32_t argsz;
-	uint32_t flags;
-};
-
-struct ioas_alloc {
-	uint32_t size;
-	uint32_t flags;
-	uint32_t out_ioas_id;
-};
-
-struct ioas_map {
-	uint32_t size;
-	uint32_t flags;		/* 7: at this address, writable, readable */
-	uint32_t ioas_id;
-	uint32_t reserved;
-	uint64_t user_va;
-	uint64_t length;
-	uint64_t iova;
-};
+#include "vfio_iommufd_uapi.h"
 
 /* --- iommufd, and the files of devices --- */
 

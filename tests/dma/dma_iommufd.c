@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The same of iommufd: see dma_test.c.  It reads a batch of runs, flushes all of them,
+ * and maps them then; and unpins them one by one.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+#include "dma.h"
+#include "../../tools/testing/selftests/kvm/vfio_iommufd_uapi.h"
+
+#define AT	0x100000ull		/* an I/O address */
+
+/* ---- devices' files, and page tables ------------------------------------- */
+
+static int file_of(int device)
+{
+	char path[400];
+	struct dirent *entry;
+	int fd = -1;
+	DIR *folder;
+
+	snprintf(path, sizeof(path), TESTDEV "vfio_testdev.%d/vfio-dev", device);
+	folder = opendir(path);
+	while (folder && fd < 0 && (entry = readdir(folder))) {
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(path, sizeof(path), "/dev/vfio/devices/%s", entry->d_name);
+		fd = open(path, O_RDWR | O_CLOEXEC);
+	}
+	if (folder)
+		closedir(folder);
+	if (fd < 0)
+		fail("device %d has no file in /dev/vfio/devices", device);
+	return fd;
+}
+
+/* The one that a scenario has, which the next one does not find any more */
+static int open_iommufd(void)
+{
+	return must(open("/dev/iommu", O_RDWR | O_CLOEXEC));
+}
+
+static uint32_t new_ioas(int iommufd)
+{
+	struct ioas_alloc request = { .size = sizeof(request) };
+
+	must(ioctl(iommufd, IOMMU_IOAS_ALLOC, &request));
+	return request.out_ioas_id;
+}
+
+/* The last scenario's file may be on its way still. */
+static int bind(int device, int iommufd)
+{
+	struct bind_iommufd request = { .argsz = sizeof(request), .iommufd = iommufd };
+	int file = file_of(device), tries, ret;
+
+	for (tries = 0; (ret = ioctl(file, VFIO_DEVICE_BIND_IOMMUFD, &request)) && tries < 500; tries++)
+		sleep_ms(10);
+	must(ret);
+	return file;
+}
+
+static int attach(int file, uint32_t ioas)
+{
+	struct attach_pt request = { .argsz = sizeof(request), .pt_id = ioas };
+
+	return ioctl(file, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &request);
+}
+
+static int detach(int file)
+{
+	struct detach_pt request = { .argsz = sizeof(request) };
+
+	return ioctl(file, VFIO_DEVICE_DETACH_IOMMUFD_PT, &request);
+}
+
+static int ioas_map(int iommufd, uint32_t ioas, void *memory, uint64_t iova, size_t size)
+{
+	struct ioas_map request = {
+		.size = sizeof(request),
+		.flags = 7,
+		.ioas_id = ioas,
+		.user_va = (uintptr_t)memory,
+		.length = size,
+		.iova = iova,
+	};
+
+	return ioctl(iommufd, IOMMU_IOAS_MAP, &request);
+}
+
+static int ioas_copy(int iommufd, uint32_t to, uint32_t from, uint64_t iova, size_t size)
+{
+	struct ioas_copy request = {
+		.size = sizeof(request),
+		.flags = 7,
+		.dst_ioas_id = to,
+		.src_ioas_id = from,
+		.length = size,
+		.dst_iova = iova,
+		.src_iova = iova,
+	};
+
+	return ioctl(iommufd, IOMMU_IOAS_COPY, &request);
+}
+
+static int ioas_unmap(int iommufd, uint32_t ioas, uint64_t iova, size_t size)
+{
+	struct ioas_unmap request = {
+		.size = sizeof(request),
+		.ioas_id = ioas,
+		.iova = iova,
+		.length = size,
+	};
+
+	return ioctl(iommufd, IOMMU_IOAS_UNMAP, &request);
+}
+
+/* ---- phases -------------------------------------------------------------- */
+
+static void attach_flushes(int file, uint32_t ioas, long lines)
+{
+	phase("a device is attached");
+	must(attach(file, ioas));
+	expect_clflushes(lines, lines);
+	if (lines)
+		expect_event(MAPPED, lines, lines);
+	phase_end();
+}
+
+static void detach_flushes(int file, long lines)
+{
+	phase("a device is detached");
+	must(detach(file));
+	expect_clflushes(lines, lines);
+	phase_end();
+}
+
+/* All @lines are flushed before the first run of them is mapped. */
+static void map_flushes(int iommufd, uint32_t ioas, void *memory, uint64_t iova, size_t size,
+			long lines)
+{
+	phase("%zu KiB are mapped", size >> 10);
+	must(ioas_map(iommufd, ioas, memory, iova, size));
+	expect_clflushes(lines, lines);
+	expect_event(MAPPED, lines, lines);
+	phase_end();
+}
+
+/* And each of @runs, when all is unmapped, before it is unpinned */
+static void unmap_flushes(int iommufd, uint32_t ioas, uint64_t iova, size_t size, int runs,
+			  long lines)
+{
+	phase("%zu KiB are unmapped, in %d runs", size >> 10, runs);
+	must(ioas_unmap(iommufd, ioas, iova, size));
+	expect_clflushes(lines, lines);
+	expect_event(UNMAPPED, 0, 0);
+	expect_event(SYNCED, 0, 0);
+	expect_event(UNPINNED, lines / runs, lines);
+	phase_end();
+}
+
+/* ---- scenarios ----------------------------------------------------------- */
+
+static void coherent(void)
+{
+	int iommufd = open_iommufd(), file = bind(COHERENT, iommufd);
+	uint32_t ioas = new_ioas(iommufd);
+
+	attach_flushes(file, ioas, 0);
+	map_flushes(iommufd, ioas, same_page(8), AT, 8 * PAGE, 0);
+	unmap_flushes(iommufd, ioas, AT, 8 * PAGE, 8, 0);
+	map_flushes(iommufd, ioas, huge_pages(1), HUGE_PAGE, HUGE_PAGE, 0);
+	unmap_flushes(iommufd, ioas, HUGE_PAGE, HUGE_PAGE, 1, 0);
+}
+
+static void noncoherent(void)
+{
+	int iommufd = open_iommufd(), file = bind(NONCOHERENT, iommufd);
+	uint32_t ioas = new_ioas(iommufd);
+
+	attach_flushes(file, ioas, 0);
+	map_flushes(iommufd, ioas, same_page(1), AT, PAGE, LINES);
+	unmap_flushes(iommufd, ioas, AT, PAGE, 1, LINES);
+	map_flushes(iommufd, ioas, same_page(8), AT, 8 * PAGE, 8 * LINES);
+	unmap_flushes(iommufd, ioas, AT, 8 * PAGE, 8, 8 * LINES);
+	map_flushes(iommufd, ioas, huge_pages(1), HUGE_PAGE, HUGE_PAGE, HUGE_LINES);
+	unmap_flushes(iommufd, ioas, HUGE_PAGE, HUGE_PAGE, 1, HUGE_LINES);
+}
+
+static void attached_to_mappings(void)
+{
+	int iommufd = open_iommufd(), file = bind(NONCOHERENT, iommufd);
+	uint32_t ioas = new_ioas(iommufd);
+
+	phase("mapping into no domain");
+	must(ioas_map(iommufd, ioas, same_page(4), AT, 4 * PAGE));
+	expect_clflushes(0, 0);
+	phase_end();
+	attach_flushes(file, ioas, 4 * LINES);
+	detach_flushes(file, 4 * LINES);
+	attach_flushes(file, ioas, 4 * LINES);
+	unmap_flushes(iommufd, ioas, AT, 4 * PAGE, 4, 4 * LINES);
+}
+
+/* Pages that a domain has pinned are read from it. What its device has done remains. */
+static void joins_and_leaves(void)
+{
+	int iommufd = open_iommufd();
+	int good = bind(COHERENT, iommufd), bad = bind(NONCOHERENT, iommufd);
+	uint32_t ioas = new_ioas(iommufd);
+
+	attach_flushes(good, ioas, 0);
+	map_flushes(iommufd, ioas, same_page(4), AT, 4 * PAGE, 0);
+	attach_flushes(bad, ioas, 4 * LINES);
+	map_flushes(iommufd, ioas, same_page(2), 2 * AT, 2 * PAGE, 2 * LINES);
+	detach_flushes(bad, 0);
+	map_flushes(iommufd, ioas, same_page(8), 3 * AT, 8 * PAGE, 0);
+	unmap_flushes(iommufd, ioas, AT, 4 * PAGE, 4, 4 * LINES);
+	unmap_flushes(iommufd, ioas, 2 * AT, 2 * PAGE, 2, 2 * LINES);
+	unmap_flushes(iommufd, ioas, 3 * AT, 8 * PAGE, 8, 0);
+}
+
+/* They are unpinned by the last one that maps them. */
+static void copies(void)
+{
+	int iommufd = open_iommufd();
+	int good = bind(COHERENT, iommufd), bad = bind(NONCOHERENT, iommufd);
+	uint32_t first = new_ioas(iommufd), second = new_ioas(iommufd);
+
+	attach_flushes(good, first, 0);
+	attach_flushes(bad, second, 0);
+	map_flushes(iommufd, first, same_page(4), AT, 4 * PAGE, 0);
+	phase("a copy is mapped for a device that is not coherent");
+	must(ioas_copy(iommufd, second, first, AT, 4 * PAGE));
+	expect_clflushes(4 * LINES, 4 * LINES);
+	expect_event(MAPPED, 4 * LINES, 4 * LINES);
+	phase_end();
+	phase("and unmapped there");
+	must(ioas_unmap(iommufd, second, AT, 4 * PAGE));
+	expect_clflushes(0, 0);
+	phase_end();
+	unmap_flushes(iommufd, first, AT, 4 * PAGE, 4, 4 * LINES);
+}
+
+static void end_of_iommufd(void)
+{
+	int iommufd = open_iommufd(), file = bind(NONCOHERENT, iommufd);
+	uint32_t ioas = new_ioas(iommufd);
+	long before = pins();
+
+	attach_flushes(file, ioas, 0);
+	map_flushes(iommufd, ioas, same_page(4), AT, 4 * PAGE, 4 * LINES);
+	phase("both files are closed");
+	close(file);
+	close(iommufd);
+	expect_clflushes(4 * LINES, 4 * LINES);
+	expect_event(UNPINNED, LINES, 4 * LINES);
+	phase_end();
+	if (pins() != before)
+		fail("%ld pages are still pinned", pins() - before);
+}
+
+/* What was mapped before the hole is unmapped again, and was accessible until then. */
+static void hole(void)
+{
+	int iommufd = open_iommufd(), file = bind(NONCOHERENT, iommufd);
+	uint32_t ioas = new_ioas(iommufd);
+	char *memory = same_page(16);
+	long before = pins();
+
+	attach_flushes(file, ioas, 0);
+	must(munmap(memory + 12 * PAGE, PAGE));
+	phase("mapping fails half way");
+	if (!ioas_map(iommufd, ioas, memory, AT, 16 * PAGE) || errno != EFAULT)
+		fail("it does not fail by EFAULT");
+	expect_clflushes(0, 2 * 12 * LINES);
+	phase_end();
+	if (pins() != before)
+		fail("%ld pages are still pinned", pins() - before);
+}
+
+/*
+ * The first page table has mapped all that the second has no room for.  It is not
+ * mapped there any more when it is flushed, and unpinned.
+ */
+static void second_is_full(void)
+{
+	int iommufd = open_iommufd();
+	int good = bind(COHERENT, iommufd), bad = bind(NONCOHERENT, iommufd);
+	uint32_t ioas = new_ioas(iommufd);
+	long before = pins();
+
+	attach_flushes(good, ioas, 0);
+	attach_flushes(bad, ioas, 0);
+	must_put(ROOM, "12");
+	phase("a second page table has no room");
+	if (!ioas_map(iommufd, ioas, same_page(8), AT, 8 * PAGE))
+		fail("it does not fail");
+	expect_clflushes(2 * 8 * LINES, 2 * 8 * LINES);
+	expect_event(MAPPED, 8 * LINES, 8 * LINES);
+	expect_event(UNMAPPED, 8 * LINES, 8 * LINES);
+	expect_event(UNPINNED, 9 * LINES, 16 * LINES);
+	phase_end();
+	must_put(ROOM, "-1");
+	if (pins() != before)
+		fail("%ld pages are still pinned", pins() - before);
+}
+
+static void refused(void)
+{
+	int iommufd = open_iommufd();
+	int good = bind(COHERENT, iommufd), bad = bind(NONCOHERENT, iommufd);
+	uint32_t ioas = new_ioas(iommufd);
+
+	must(ioas_map(iommufd, ioas, same_page(4), AT, 4 * PAGE));
+	must_put(PERMITTED, "refuse");
+	phase("an attachment that is refused");
+	if (!attach(bad, ioas) || errno != EPERM)
+		fail("it is not refused by EPERM");
+	expect_clflushes(0, 0);
+	phase_end();
+	attach_flushes(good, ioas, 0);
+	phase("one beside a coherent device");
+	if (!attach(bad, ioas) || errno != EPERM)
+		fail("it is not refused by EPERM");
+	expect_clflushes(0, 0);
+	phase_end();
+	must_put(PERMITTED, "allow");
+	attach_flushes(bad, ioas, 4 * LINES);
+	must_put(PERMITTED, "refuse");
+	unmap_flushes(iommufd, ioas, AT, 4 * PAGE, 4, 4 * LINES);
+	detach_flushes(bad, 0);
+}
+
+static void allowed(void)
+{
+	must_put(PERMITTED, "allow");
+}
+
+const struct scenario iommufd_scenarios[] = {
+	{ "iommufd: a coherent device", coherent },
+	{ "iommufd: a non-coherent device", noncoherent },
+	{ "iommufd: attached where memory is mapped", attached_to_mappings },
+	{ "iommufd: a non-coherent device joins, and leaves", joins_and_leaves },
+	{ "iommufd: copies of a mapping", copies },
+	{ "iommufd: the files are closed", end_of_iommufd },
+	{ "iommufd: a hole", hole },
+	{ "iommufd: a second page table has no room", second_is_full },
+	{ "iommufd: refused", refused },
+	{ "iommufd: allowed again", allowed },
+};
+
+const int iommufd_count = ARRAY_SIZE(iommufd_scenarios);
