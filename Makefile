@@ -33,6 +33,7 @@ help:
 	@echo '                    something has changed for; AGAIN=1: whether it has or not'
 	@echo '  make quick        the fast ones of them, for BASE alone'
 	@echo '  make check-debug  the tests under a kernel with KASAN, lockdep and kmemleak'
+	@echo '  make coverage     which lines of ours did they reach?'
 	@echo '  make torture      the whole interface at random, compared with a model, and races: 200,000'
 	@echo '                    steps ($(CHECK_BASES) unless BASE is given); LONG=1: 2,000,000; SEED=N'
 	@echo '  make mutants      break the device in many ways: do the tests notice?'
@@ -209,6 +210,11 @@ check:
 check-debug: debug-kernel programs bochs
 	@tests/fixtures/build $(BASE) debug
 	@tests/check --base $(BASE) --kernel debug
+
+# Of all runs with the debug kernel as it is built; make check-debug does most of them.
+.PHONY: coverage
+coverage:
+	@tests/coverage/coverage $(BASE)
 
 # Under the debug kernel as well, where that is built
 .PHONY: torture

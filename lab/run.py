@@ -12,8 +12,10 @@ Everything is kept in out/lab/NAME: console.log, result.log, cmd, emulator.log, 
 """
 
 import argparse
+import base64
 import ctypes
 import fcntl
+import gzip
 import hashlib
 import os
 import re
@@ -28,7 +30,7 @@ import time
 from kit import bases
 from kit import initramfs
 from kit import ktap
-from kit.common import TOP, Problem, write
+from kit.common import TOP, Problem, read_bytes, write
 from lab import software
 
 LAB = os.path.join(TOP, "lab")
@@ -659,6 +661,28 @@ def judge_ktap(text, skips):
     return 0, ""
 
 
+def take_counts(base, files):
+    """Moves what gcov counted from the result to the folder gcov: NAME.gcda below its folder in the
+    kernel's build, and which kernel it was. A result with none or half of it loses its LAB-END."""
+    counts = os.path.join(files["dir"], "gcov")
+    shutil.rmtree(counts, ignore_errors=True)
+    lines = read_bytes(files["result"]).replace(b"\r", b"").splitlines(keepends=True)
+    ends = [i for i, line in enumerate(lines) if b"LAB-END " in line]
+    if not ends:
+        return
+    kept, after = lines[:ends[-1] + 1], lines[ends[-1] + 1:]
+    if not after or after[-1].rstrip() != b"LAB-GCOV-END":
+        write(files["result"], *kept[:-1])
+        return
+    for line in after[:-1]:
+        _, path, data = line.split()
+        name = path.decode().split("/debug/build/", 1)[1]
+        write(os.path.join(counts, name), gzip.decompress(base64.b64decode(data)))
+    write(os.path.join(counts, "kernel"),
+          read_bytes(os.path.join(TOP, "out", base, "debug/.fingerprint")))
+    write(files["result"], *kept)
+
+
 def judge(args, files, broken):
     """The worst of all that is known: (status, sentence, log)."""
     text = read_text(files["console"])
@@ -725,6 +749,8 @@ def run(argv):
     lock = only_one(args.name)
     command, files = prepare(args)
     broken = with_terminal_restored(boot, args, command, files)
+    if args.kernel == "debug" and not args.interactive and not broken:
+        take_counts(args.base, files)
     verdict = judge(args, files, broken)
     if args.verify and verdict[0] != 2:
         verdict = max(verdict, verify(args, files), key=lambda v: v[0])
