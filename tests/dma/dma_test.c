@@ -22,7 +22,7 @@
 #include "dma.h"
 
 #define AT	0x100000ull		/* an I/O address */
-#define ND	"/sys/bus/nd/"
+#define NVDIMM	"/sys/bus/nd/"
 #define DAX	"/dev/dax0.0"
 
 /* ---- one group ----------------------------------------------------------- */
@@ -271,10 +271,10 @@ static void make_dax(void)
 	for (i = 0; i < ARRAY_SIZE(modules); i++)
 		load_kernels(modules[i], "");
 	must(get_text("/proc/sys/kernel/random/uuid", uuid, sizeof(uuid)));
-	must_put(ND "devices/dax0.0/mode", "ram");
-	must_put(ND "devices/dax0.0/uuid", "%s", uuid);
-	must_put(ND "devices/dax0.0/namespace", "namespace0.0");
-	must_put(ND "drivers/dax_pmem/bind", "dax0.0");
+	must_put(NVDIMM "devices/dax0.0/mode", "ram");
+	must_put(NVDIMM "devices/dax0.0/uuid", "%s", uuid);
+	must_put(NVDIMM "devices/dax0.0/namespace", "namespace0.0");
+	must_put(NVDIMM "drivers/dax_pmem/bind", "dax0.0");
 }
 
 /* ---- main ---------------------------------------------------------------- */
