@@ -204,7 +204,8 @@ static bool shared_by(const struct vm *vm, const bool *gone, int fd, int state)
 	return true;
 }
 
-TEST_F(shared, all_follow_and_let_go)
+/* Under a debug kernel that takes longer than the harness allows a test. */
+TEST_F_TIMEOUT(shared, all_follow_and_let_go, 180)
 {
 	bool gone[64] = {};
 	unsigned int random = 1;
