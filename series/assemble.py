@@ -36,6 +36,7 @@ import tempfile
 from kit import bases
 from kit import common
 from kit.common import TOP, Problem, step
+from series import patches
 
 # Where Debian's linux-source packages put their tarballs, and where build/fetch puts them.
 SOURCES = os.environ.get("LINUX_SOURCES", "/usr/src")
@@ -90,14 +91,6 @@ def for_base(text, base, where):
     if version is None and "" not in counts:
         raise Problem(f"{where}: '{text}' says nothing of Linux {base}.")
     return counts[version or ""]
-
-
-def lines_of(path):
-    """The lines that are neither empty nor comments, with their numbers."""
-    rel = os.path.relpath(path, TOP)
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if line.strip() and not line.startswith("#"):
-            yield f"{rel}:{number}", line
 
 
 # ---------------------------------------------------------------- the base
@@ -222,14 +215,14 @@ def strip(base, content, result, chosen=None, kernel=None):
     """
     folder = os.path.join(TOP, "series/strip")
     kernel = kernel or f"Linux {base}"
-    for where, path in lines_of(os.path.join(folder, "files")):
+    for where, path in patches.lines_of(os.path.join(folder, "files")):
         if chosen is not None and path not in chosen:
             continue
         if content(path) is None:
             raise Problem(f"{where}: {kernel} has no {path}; correct the list.")
         result[path] = None
     path = None
-    for where, line in lines_of(os.path.join(folder, "deletions")):
+    for where, line in patches.lines_of(os.path.join(folder, "deletions")):
         if not line.startswith("\t"):
             path = line.strip()
         if chosen is not None and path not in chosen:
@@ -252,7 +245,7 @@ def stripped():
     """The paths that the base's device is taken out of."""
     folder = os.path.join(TOP, "series/strip")
     return [line.strip() for name in ("files", "deletions")
-            for _, line in lines_of(os.path.join(folder, name)) if not line.startswith("\t")]
+            for _, line in patches.lines_of(os.path.join(folder, name)) if not line.startswith("\t")]
 
 
 # ------------------------------------------------------------------- cocci

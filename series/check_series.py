@@ -23,6 +23,7 @@ from kit import common
 from kit.common import TOP, Problem
 from series import assemble as tree
 from series import export
+from series.patches import ALONE, parse_series
 
 # How the subsystems begin their subjects
 PREFIX = re.compile(r"((KVM: (VFIO|x86|x86/mmu)|KVM|vfio|iommufd|module|selftests: KVM|"
@@ -330,7 +331,7 @@ def device_is_there(source, head):
 
 def fixes_come_first(source, folder, names):
     """What can be taken alone applies alone, and what cures a fault is among that."""
-    alone = [p.name for p in export.parse_series() if p.alone and p.due(source.base)]
+    alone = [p.name for p in parse_series() if p.alone and p.due(source.base)]
     index = os.path.join(source.dir, "check/alone.index")
     source.git("read-tree", "base", GIT_INDEX_FILE=index)
     faults = []
@@ -347,7 +348,7 @@ def fixes_come_first(source, folder, names):
         elif re.search(rb"^Fixes: ", mail, re.M) and \
                 not re.search(rf"^\+\+\+ b/{DEVICE}$".encode(), mail, re.M):
             faults.append(f"{name} cures a fault, but comes after what does not; "
-                          f"put it first, and '{export.ALONE}' behind its name")
+                          f"put it first, and '{ALONE}' behind its name")
     os.unlink(index)
     return faults
 
@@ -490,7 +491,7 @@ def export_now(base, nobody):
 
 def orphans():
     try:
-        export.assign(export.parse_series())
+        export.assign(parse_series())
     except Problem as problem:
         return [str(problem)]
     return []

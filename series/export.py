@@ -26,7 +26,6 @@ there are no patches.
 """
 
 import argparse
-import collections
 import contextlib
 import fcntl
 import glob
@@ -41,15 +40,13 @@ import tempfile
 from kit import bases
 from kit.common import TOP, Problem
 from series import assemble as tree
+from series.patches import SERIES, parse_series
 
-SERIES = "series/series"
 MESSAGES = "series/messages"
 # What takes the base's own device out; its parts are the paths that it is taken out of.
 STRIP = "series/strip"
 # Parts of an edit: what only removes, and what no other patch names.
 REMOVES, REST = "-", "..."
-# Of a patch that fixes something by itself, and can be taken without the others
-ALONE = "alone"
 
 # What git does without being told differs between versions and users.
 GIT = ["git", "-c", "safe.directory=*", "-c", "core.compression=1",
@@ -69,58 +66,6 @@ ATTRIBUTES = "*.[ch] diff=cpp\n"
 
 
 # ---------------------------------------------------- what belongs to which
-
-class Patch:
-    """One patch: its name, and what it brings: file -> words of parts, or None.
-
-    Where it says from which base on it is there ("6.12"), or up to which one ("before 7.3"),
-    it is left out for others.  One that is "alone" needs none of the others.
-    """
-
-    def __init__(self, line, where):
-        self.name, _colon, when = (part.strip() for part in line.partition(":"))
-        words = [word.strip() for word in when.split(",")]
-        self.alone = ALONE in words
-        when = ", ".join(word for word in words if word != ALONE)
-        self.last, self.first = when.startswith("before "), when.removeprefix("before ").strip()
-        if self.first and self.first not in bases.names():
-            raise Problem(f"{where}: there is no base {self.first}.")
-        self.where = where
-        self.units = {}
-
-    def due(self, base):
-        """Is it for this base?"""
-        return not self.first or self.last != bool(bases.in_force([self.first], base))
-
-
-def parse_series():
-    """The patches of series/series, in their order."""
-    patches = []
-    for where, line in tree.lines_of(os.path.join(TOP, SERIES)):
-        if not line[0].isspace():
-            patches.append(Patch(line.strip(), where))
-            if not re.fullmatch(r"[a-z0-9-]+", patches[-1].name):
-                raise Problem(f"{where}: '{line.strip()}' is not a name of a patch; "
-                              "indent what a patch brings.")
-            continue
-        if not patches:
-            raise Problem(f"{where}: names no patch before '{line.strip()}'.")
-        name, colon, parts = line.strip().partition(":")
-        if colon and not parts.split():
-            raise Problem(f"{where}: '{name}:' names no part; drop the colon for all of them.")
-        if name in patches[-1].units:
-            raise Problem(f"{where}: {name} is there twice; put its parts on one line.")
-        patches[-1].units[name] = parts.split() or None
-    names = [p.name for p in patches]
-    for name, count in collections.Counter(names).items():
-        if count > 1:
-            raise Problem(f"{SERIES}: there are {count} patches '{name}'.")
-    for before, patch in zip(patches, patches[1:]):
-        if patch.alone and not before.alone:
-            raise Problem(f"{patch.where}: patch '{patch.name}' stands alone, so that it can be "
-                          f"taken alone; put it before '{before.name}'.")
-    return patches
-
 
 def parts_of(name):
     """The parts of an edit, as assemble knows them, and what finds those that a word means."""
