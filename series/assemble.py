@@ -5,7 +5,8 @@
 out/BASE/tree is Debian's linux-source-BASE, in which
   1. series/strip/files and series/strip/deletions take the KVM-VFIO device
      of the base out,
-  2. every file of the repository at a kernel path is copied to its place,
+  2. every file of the repository at a kernel path is copied to its place, unless
+     series/series has it in a patch that is for other bases,
   3. FILE.cocci and FILE.patch edit the kernel's own FILE; FILE.6.12.patch does so
      from Linux 6.12 on, after the general one: of several such, the newest that
      is not newer than the base.  One of comments alone ends it at its version,
@@ -559,6 +560,9 @@ def overlay(base, content, result, editor, chosen=None):
     names = our_files()
     if chosen is None:
         chosen = dict.fromkeys([*names, "MAINTAINERS"])
+        # Edits have the base in their names.
+        for name in patches.of_other_bases(base) - set(filter(EDIT.match, names)):
+            chosen.pop(name, None)
     whole, edits, last = sort_ours(names)
     whole = {path: name for path, name in whole.items() if name in chosen}
     for path, name in whole.items():

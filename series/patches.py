@@ -70,3 +70,11 @@ def parse_series():
             raise Problem(f"{patch.where}: patch '{patch.name}' stands alone, so that it can be "
                           f"taken alone; put it before '{before.name}'.")
     return patches
+
+
+def of_other_bases(base):
+    """What belongs, whole, to patches that are not for this base."""
+    if not os.path.exists(os.path.join(TOP, SERIES)):
+        return set()
+    return {name for patch in parse_series() if not patch.due(base)
+            for name, parts in patch.units.items() if not parts}
