@@ -113,6 +113,18 @@ kbuild()
 		KBUILD_BUILD_USER=kvm-vfio KBUILD_BUILD_HOST=localhost "$@"
 }
 
+# user_headers FOLDER LOG: the tree's headers for user space, unless they are there, in
+# FOLDER/usr/include
+user_headers()
+{
+	[[ -f $1/.done ]] && return
+	step "making the headers of Linux $BASE for user space"
+	logged "$2" "${IN_ROOT[@]}" make -C "$TREE" O="$1" ARCH=x86 CC="$COMPILER" HOSTCC="$COMPILER" \
+		--no-print-directory headers ||
+		die "the kernel's headers cannot be made: see $(rel "$2")."
+	touch "$1/.done"
+}
+
 # logged LOG COMMAND...: run quietly, dots while it runs, its end on failure
 logged()
 {
