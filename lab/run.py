@@ -50,6 +50,8 @@ SPARE = ("uio_pci_generic", "mdev", "nd_e820", "device_dax", "dax_pmem")
 # The root bus has room for this many edu devices; more go behind root ports.
 EDU_ON_ROOT_BUS = 8
 EDU_MAX = 128
+# By itself, edu drives 28 address bits, and drops the others.
+EDU = "edu,dma_mask=0xffffffffffffffff"
 
 # What must never be on the console of a good run. "Linux version" and END_MARK must be.
 BANNER = "Linux version "
@@ -407,13 +409,13 @@ def edu_devices(count, ports):
     and eight of them fit into one slot.
     """
     if count <= EDU_ON_ROOT_BUS and not ports:
-        return [word for i in range(count) for word in ("-device", f"edu,addr={3 + i:#x}")]
+        return [word for i in range(count) for word in ("-device", f"{EDU},addr={3 + i:#x}")]
     words = []
     for i in range(count):
         slot, function = 3 + i // 8, i % 8
         words += ["-device", f"pcie-root-port,id=p{i},chassis={i},addr={slot:#x}.{function},"
                              f"multifunction=on,hotplug=off,io-reserve=0,pref64-reserve=0",
-                  "-device", f"edu,bus=p{i}"]
+                  "-device", f"{EDU},bus=p{i}"]
     return words
 
 
