@@ -20,9 +20,13 @@ CC := $(shell kit/get $(HOST) compiler)
 # The kernel's selftests of the device
 SELFTESTS := $(basename $(notdir $(wildcard tools/testing/selftests/kvm/vfio_*_test.c)))
 
+# The kernel's selftests of VFIO, and what of them is ours; nothing for a base without
+LIBVFIO := $(filter true,$(shell kit/get bases/$(BASE) facts.libvfio))
+
 PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so out/lab/ept_test out/lab/bench \
 	    out/lab/mixed_test out/lab/mtty_test out/lab/budget_test out/lab/torture_test out/lab/dma_test $(SELFTESTS:%=$(O)/%) $(O)/nested_test \
-	    $(O)/vfio_testdev/vfio_testdev.ko out/lab/mixtures_test $(O)/mixtures
+	    $(O)/vfio_testdev/vfio_testdev.ko out/lab/mixtures_test $(O)/mixtures \
+	    $(LIBVFIO:true=$(O)/libvfio)
 
 .PHONY: help
 help:
@@ -177,6 +181,10 @@ out/lab/wbinvd.so: lab/machines/plugin/wbinvd.c lab/machines/plugin/qemu-plugin.
 .PHONY: $(O)/nested_test
 $(O)/nested_test: | tree
 	@tests/nested/nested_build $(BASE)
+
+.PHONY: $(O)/libvfio
+$(O)/libvfio: | tree
+	@tests/libvfio/libvfio_build $(BASE)
 
 $(SELFTESTS:%=$(O)/%): $(O)/%: tools/testing/selftests/kvm/%.c \
 		$(wildcard tools/testing/selftests/kvm/vfio_*.h) | tree
