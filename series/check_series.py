@@ -26,7 +26,7 @@ from series import export
 from series.patches import ALONE, parse_series
 
 # How the subsystems begin their subjects
-PREFIX = re.compile(r"((KVM: (VFIO|x86|x86/mmu)|KVM|vfio|iommufd|module|selftests: KVM|"
+PREFIX = re.compile(r"((KVM: (VFIO|x86|x86/mmu)|KVM|vfio: selftests|vfio|iommufd|module|selftests: KVM|"
                     r"Documentation: KVM|MAINTAINERS): )")
 # Verbs that end like a past tense or a participle, but are none
 VERBS = {"Bring", "Embed", "Feed", "Focus", "Need", "Speed"}
