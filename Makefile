@@ -58,7 +58,8 @@ help:
 	@echo '  make distribution-kernel   a linux-image package with the series, booted in the lab'
 	@echo '  make debian-source         the series in Debian'"'"'s own source package'
 	@echo '  make check-install         install the package in systems of Debian'"'"'s, break that, undo it,'
-	@echo '                             and boot its modules in the lab (as root)'
+	@echo '                             and boot them with it, and with VMs of libvirt (as root)'
+	@echo '  make check-install-spoilt  break the package in many ways: does check-install notice?'
 	@echo '  make check-abi    only compare symbol versions and layouts with Debian'
 	@echo '  make clean        remove out/$(BASE) and out/lab; out/ itself is all else'
 	@echo
@@ -253,12 +254,18 @@ deb:
 	@set -e; for base in $(CHECK_BASES); do BASE=$$base build/setup build packaging; done
 	@packaging/deb $(CHECK_BASES)
 
-# Needs root: packages are installed, in a chroot. What dkms built there is booted in the lab.
+# Needs root: packages are installed, in chroots. These are booted in the lab, and so is what
+# dkms built there.
 .PHONY: check-install
 check-install: deb
 	@set -e; for base in $(CHECK_BASES); do \
 		$(MAKE) BASE=$$base modules out/lab/mixtures_test $(DEVICE_TESTS:%=out/$$base/%); done
 	@packaging/check-install $(CHECK_BASES)
+
+# Breaks the package in many ways, one at a time: do the cases of check-install notice?
+.PHONY: check-install-spoilt
+check-install-spoilt: deb
+	@packaging/check-install --spoilt $(CHECK_BASES)
 
 # Its last scene has a QEMU of today, and says so where that cannot be fetched.
 .PHONY: demo

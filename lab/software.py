@@ -74,15 +74,15 @@ def debian_kernel(base):
         raise Problem(f"Debian's kernel is not there yet: run make modules BASE={base}") from None
 
 
-def guest_archive(root, release, program):
-    """The guest's initramfs: busybox, uio_pci_generic, edu_dma."""
+def guest_archive(root, release, program, init=os.path.join(INSIDE, "demo-guest")):
+    """The guest's initramfs: busybox, uio_pci_generic, edu_dma, and what is PID 1."""
     modules = initramfs.Modules(os.path.join(root, "lib", "modules", release), release)
     cpio = initramfs.Cpio()
     cpio.chardev("dev/console", 5, 1)
     for folder in ("proc", "sys", "tmp", "sbin"):
         cpio.directory(folder)
     initramfs.add_busybox(cpio)
-    cpio.file("init", os.path.join(INSIDE, "demo-guest"))
+    cpio.file("init", init)
     cpio.file("bin/edu_dma", program)
     for name in modules.closure(["uio_pci_generic"]):
         cpio.data(name + ".ko", modules.data(name))

@@ -85,6 +85,19 @@ class Host:
         self.version = re.search(r'" Debian (\S+)"', self.read(
             os.path.relpath(self.package_h(), self.root)))[1]
 
+    def leave(self):
+        """No more commands: its files only."""
+        for folder in ("proc", "sys", "run", "dev"):
+            subprocess.run(["umount", "-R", self.path(folder)], check=True)
+
+    @classmethod
+    def drop(cls):
+        """All that there were: their layers are memory."""
+        for number in os.listdir(cls.work):
+            if os.path.ismount(os.path.join(cls.work, number, "root")):
+                subprocess.run(["umount", "-R", os.path.join(cls.work, number, "root")], check=True)
+            shutil.rmtree(os.path.join(cls.work, number))
+
     def package_h(self):
         modules = f"/usr/lib/modules/{self.kernel}"
         folder = os.path.join(modules, os.readlink(f"{self.root}{modules}/build"))
@@ -226,3 +239,16 @@ def must_be_ours(host):
         marks.add(set_of(host, path))
     expect(len(marks) == 1 and marks != {""}, f"the modules are of the sets {marks}")
     expect(marks.pop().endswith(" " + host.version), "the set is not for this kernel's source")
+
+
+def must_be_stock(host):
+    for name in NAMES:
+        path = where(host, name)
+        expect(f"/{host.kernel}/kernel/" in path, f"modprobe takes {path or 'no ' + name}")
+    left = glob.glob(f"{host.root}/lib/modules/{host.kernel}/updates/**/*.ko*", recursive=True)
+    expect(not left, f"there is still {left}")
+    image = f"linux-image-{host.kernel}"
+    # Documentation is left out of this system.
+    changed = [line for line in host.run("dpkg", "-V", image)[1].splitlines()
+               if " /usr/share/doc/" not in line]
+    expect(not changed, f"files of {image} are missing or changed: {changed}")
