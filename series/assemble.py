@@ -560,9 +560,9 @@ def overlay(base, content, result, editor, chosen=None):
     names = our_files()
     if chosen is None:
         chosen = dict.fromkeys([*names, "MAINTAINERS"])
-        # Edits have the base in their names.
-        for name in patches.of_other_bases(base) - set(filter(EDIT.match, names)):
-            chosen.pop(name, None)
+    # Edits have the base in their names.
+    others = patches.of_other_bases(base) - set(filter(EDIT.match, names))
+    chosen = {name: parts for name, parts in chosen.items() if name not in others}
     whole, edits, last = sort_ours(names)
     whole = {path: name for path, name in whole.items() if name in chosen}
     for path, name in whole.items():
