@@ -32,10 +32,10 @@ import subprocess
 
 from kit import bases
 from kit import kbuild
-from kit.common import TOP, Problem, read, read_bytes, step, write
+from kit.common import TOP, Problem, need, read, read_bytes, step, write
 
 REASONS = os.path.join(TOP, "tests/coverage/unreached.toml")
-FOLDERS = ("arch", "drivers", "virt")
+FOLDERS = ("arch/", "drivers/", "virt/")
 
 
 class Line:
@@ -83,15 +83,15 @@ def add_up(base, folders, work):
     return total
 
 
-def counted(base):
-    """{file of the kernel: numbers of the lines that are ours, or None for all of them}"""
+def counted(base, names):
+    """Of what differs from the base, {file: numbers of the lines that are ours, None for all of them}"""
     found = {}
-    for top, folder in (("out/" + base + "/orig", "edited"), (".", "ours")):
-        for path in glob.glob(os.path.join(TOP, top, "**/*.c"), recursive=True):
-            name = os.path.relpath(path, os.path.join(TOP, top))
-            tree = os.path.join(TOP, "out", base, "tree", name)
-            if name.split("/", 1)[0] in FOLDERS and os.path.exists(tree):
-                found[name] = None if folder == "ours" else added(path, tree)
+    for name in names:
+        tree = os.path.join(TOP, "out", base, "tree", name)
+        # What is removed differs, too.
+        if name.endswith(".c") and name.startswith(FOLDERS) and os.path.exists(tree):
+            ours = os.path.exists(os.path.join(TOP, name))
+            found[name] = None if ours else added(os.path.join(TOP, "out", base, "orig", name), tree)
     return found
 
 
@@ -195,7 +195,7 @@ def main():
     work = os.path.join(TOP, "out", args.base, "coverage")
     shutil.rmtree(work, ignore_errors=True)
     os.makedirs(work)
-    wanted = counted(args.base)
+    wanted = counted(args.base, need("series/assemble", args.base, "--list").split())
     found = explain(args.base, add_up(args.base, folders, work), wanted)
     said = list(table(found, wanted))
     cases = list(judge(found, args.goal, reasons()))
