@@ -68,8 +68,16 @@ extern const struct scenario kill_scenarios[], refuse_scenarios[], noiommu_scena
 	iommufd_scenarios[];
 extern const int kill_count, refuse_count, noiommu_count, iommufd_count;
 
-/* Who may have non-coherent DMA */
+/* ---- vfio.noncoherent ---------------------------------------------------- */
+
 #define PERMITTED	"/sys/module/vfio/parameters/noncoherent"
+
+/* Have non-coherent DMA: "allow" or "refuse" */
+void may(const char *what);
+/* What a call returned, which is to be EPERM */
+void must_be_refused(int ret, const char *what);
+/* A scenario: however one ends, the next one finds it allowed. */
+void allowed_again(void);
 
 /* The fixture's page tables have room for so many more pages; -1: for any number */
 #define ROOM	"/sys/module/vfio_testdev/parameters/room"
