@@ -608,6 +608,10 @@ static void hidden_registers(void)
 	load("protect.ko", "");
 	v = spent(1, 0);
 	waits_once(v);
+	phase("an NMI does not end its wait");
+	send_msi(&vm, MSI_NMI);
+	must_wait_still(v, "there is an NMI");
+	phase_end();
 	phase("a signal ends its wait, and it is executed");
 	interrupt(v);
 	expect_flush(1);
@@ -615,6 +619,8 @@ static void hidden_registers(void)
 	phase_end();
 	resume(v);
 	end(v);
+	if (READ(v->box->nmis) != 1)
+		fail("it has got %u NMIs", READ(v->box->nmis));
 }
 
 /* ---- main ---------------------------------------------------------------- */
