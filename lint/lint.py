@@ -253,6 +253,27 @@ def check_rest(source):
     return found
 
 
+# --- what user space gets ---------------------------------------------------------------------
+
+UAPI = "include/uapi/linux/kvm.h"
+
+
+def check_padding(source):
+    """no structure of ours for user space has holes, whose content would be the kernel's"""
+    found = findings.Findings()
+    structs = re.findall(r"^struct kvm_vfio_\w+ \{\n(?:.*\n)*?\};\n", read(source.path(UAPI)), re.M)
+    if not structs:
+        raise Problem(f"{UAPI} has no structure of ours.")
+    for struct in structs:
+        done = run(["gcc", "-x", "c", "-fsyntax-only", "-Wpadded", "-"],
+                   input="#include <linux/types.h>\n" + struct)
+        for line in done.stderr.splitlines():
+            if re.search("(warning|error):", line):
+                what = re.sub(r"^.*?(warning|error): ", "", line)
+                found.add(UAPI, f"{struct.splitlines()[0][:-2]}: {what}", line)
+    return found
+
+
 # --- our own semantic checks -----------------------------------------------------------------
 
 REPORT = re.compile(r"^(?P<file>[^:\s]+):(?P<line>\d+):\d+(?:-\d+)?: (?P<text>.*)$")
@@ -600,7 +621,8 @@ def all_checks():
               ("kernel-doc", check_kernel_doc, True),
               ("rest", check_rest, True),
               ("shellcheck", check_shellcheck, True),
-              ("codespell", check_codespell, True)]
+              ("codespell", check_codespell, True),
+              ("padding", check_padding, True)]
     for path in sorted(glob.glob(os.path.join(TOP, "lint/checks/*.cocci"))):
         checks.append((*make_rule_check(path), True))
     checks.append(("checkpatch-series", check_checkpatch_series, False))
