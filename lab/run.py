@@ -13,8 +13,10 @@ Everything is kept in out/lab/NAME: console.log, result.log, cmd, emulator.log, 
 
 import argparse
 import base64
+import contextlib
 import ctypes
 import fcntl
+import glob
 import gzip
 import hashlib
 import os
@@ -300,13 +302,14 @@ def make_base_archive(machine, kernel, modules, init):
 
 
 def prune_cache(folder, keep=12):
-    """Keep the archives used last."""
-    try:
-        files = [os.path.join(folder, f) for f in os.listdir(folder) if f.endswith(".cpio")]
-    except FileNotFoundError:
-        return
-    for path in sorted(files, key=os.path.getmtime, reverse=True)[keep:]:
-        os.unlink(path)
+    """Keep the archives used last. Another run may remove them at the same time."""
+    used = {}
+    for path in glob.glob(os.path.join(folder, "*.cpio")):
+        with contextlib.suppress(FileNotFoundError):
+            used[path] = os.path.getmtime(path)
+    for path in sorted(used, key=used.get, reverse=True)[keep:]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 class Payload:
