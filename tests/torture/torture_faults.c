@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Faults on purpose: in such a walk each call is made to fail in the first place where it
- * can, then in the second one, and so on, until it gets through. A call that failed has
- * changed nothing: the model is compared each time.
+ * can, an allocation or a copy from or to user space, then in the second one, and so on,
+ * until it gets through. A call that failed has changed nothing: the model is compared each
+ * time.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -14,6 +15,7 @@
 
 #define FAILSLAB	DEBUGFS "failslab/"
 #define FAIL_PAGE	DEBUGFS "fail_page_alloc/"
+#define FAIL_USERCOPY	DEBUGFS "fail_usercopy/"
 
 bool faults;
 unsigned long faults_injected;
@@ -30,16 +32,30 @@ const char *no_faults(void)
 	must_put(FAILSLAB "verbose", "0");
 	put(FAIL_PAGE "ignore-gfp-wait", "N");
 	put(FAIL_PAGE "verbose", "0");
+	must_put(FAIL_USERCOPY "verbose", "0");
 	return NULL;
 }
 
+/* What is written is copied from user space: to take back a place that is next fails, once. */
 static void fail_at(int nth)
 {
 	char text[12];
 	int size = snprintf(text, sizeof(text), "%d", nth);
 
-	if (pwrite(control, text, size, 0) != size)
+	if (pwrite(control, text, size, 0) != size && pwrite(control, text, size, 0) != size)
 		wrong(BROKEN, "fail-nth cannot be written");
+}
+
+/* Did the last call come to its place? What is read is copied to user space, so it may be that. */
+static bool has_failed(void)
+{
+	char text[12] = "";
+
+	if (pread(control, text, sizeof(text) - 1, 0) > 0)
+		return atoi(text) == 0;
+	if (errno != EFAULT)
+		wrong(BROKEN, "fail-nth cannot be read");
+	return false;
 }
 
 void fault_begin(int kind)
@@ -54,22 +70,21 @@ void fault_begin(int kind)
 
 bool fault_again(int result, bool any_error)
 {
-	char text[12] = "";
+	bool failed;
 
 	if (!faults)
 		return false;
-	/* 0: it was done. Else the call has fewer places than that. */
-	if (pread(control, text, sizeof(text) - 1, 0) < 1)
-		wrong(BROKEN, "fail-nth cannot be read");
+	failed = has_failed();
 	fail_at(0);
-	if (atoi(text)) {
+	/* The call has fewer places than that. */
+	if (!failed) {
 		next_place[current_kind] = 0;
 		return false;
 	}
 	faults_injected++;
 	if (result >= 0)
 		return false;
-	if (result != -ENOMEM && !any_error)
+	if (result != -ENOMEM && result != -EFAULT && !any_error)
 		return false;		/* or what the model expects */
 	check_all();
 	return true;

@@ -771,7 +771,7 @@ TEST_F(file, device_descriptor)
 	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
 }
 
-/* ADD, in which the NTH allocation fails; *FAILED tells whether there were so many. */
+/* ADD, which fails in its NTH place; *FAILED tells whether there were so many. */
 static int add_with_failure(struct vm *vm, int group, int control, int nth, bool *failed)
 {
 	char text[16];
@@ -781,21 +781,25 @@ static int add_with_failure(struct vm *vm, int group, int control, int nth, bool
 	if (pwrite(control, text, size, 0) != size)
 		return -EIO;
 	ret = dev_add(vm->dev, group);
+	/* These are copies themselves: if ADD has fewer places, one of them may be the NTH. */
 	size = pread(control, text, sizeof(text) - 1, 0);
-	if (size <= 0 || pwrite(control, "0", 1, 0) != 1)
+	if (size <= 0 && errno != EFAULT)
 		return -EIO;
-	text[size] = 0;
-	*failed = atoi(text) == 0;
+	if (pwrite(control, "0", 1, 0) != 1 && pwrite(control, "0", 1, 0) != 1)
+		return -EIO;
+	text[size > 0 ? size : 0] = 0;
+	*failed = size > 0 && atoi(text) == 0;
 	return ret;
 }
 
 /*
- * Let every allocation of ADD fail in turn: ENOMEM, and nothing has changed.
- * Only a kernel with fault injection can show it.
+ * Let every allocation of ADD fail in turn, and every copy from user space where the
+ * kernel can do that: ENOMEM or EFAULT, and nothing has changed. Only a kernel with fault
+ * injection can show it.
  */
 TEST_F(file, enomem)
 {
-	int i, ret, control, seen = 0;
+	int i, ret, control, seen = 0, copies = 0;
 	bool failed = true;
 
 	control = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
@@ -804,17 +808,21 @@ TEST_F(file, enomem)
 		SKIP(return, "this kernel has no fault injection");
 	/* No stack trace in the log for what is wanted. */
 	write_file("/sys/kernel/debug/failslab/verbose", "0");
+	write_file("/sys/kernel/debug/fail_usercopy/verbose", "0");
 	for (i = 1; i < 100 && failed; i++) {
 		ret = add_with_failure(&self->vm, self->fd, control, i, &failed);
 		if (ret) {
-			seen++;
-			ASSERT_EQ(-ENOMEM, ret);
+			seen += ret == -ENOMEM;
+			copies += ret == -EFAULT;
+			ASSERT_TRUE(ret == -ENOMEM || ret == -EFAULT);
 			ASSERT_EQ(-ENOENT, dev_del(self->vm.dev, self->fd));
 		} else {
 			ASSERT_EQ(0, dev_del(self->vm.dev, self->fd));
 		}
 	}
 	EXPECT_LT(0, seen);
+	if (!access("/sys/kernel/debug/fail_usercopy", F_OK))
+		EXPECT_LT(0, copies);
 	EXPECT_FALSE(failed);
 	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
 	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
