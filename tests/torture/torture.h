@@ -3,7 +3,8 @@
  * What the parts of torture_test share: torture_model.c has the model, torture_steps.c
  * the steps, for real and in the model, torture_check.c the comparison, torture_pick.c
  * chooses steps, torture_walk.c runs them in a process of their own, and makes those that
- * fail few. torture_races.c and torture_faults.c do without a model.
+ * fail few. torture_fuzz.c makes walks out of others, torture_faults.c makes calls fail, and
+ * torture_races.c does without a model.
  */
 #ifndef LAB_TORTURE_H
 #define LAB_TORTURE_H
@@ -219,6 +220,8 @@ void check_all(void);
 uint32_t next_random(void);
 void seed_random(uint32_t seed);
 unsigned int chance(unsigned int n);
+/* Any step, whatever the model says of it */
+void any_step(struct step *step);
 void pick_step(struct step *step);
 
 /* Their processes end with this one, but nobody waits for that. */
@@ -232,6 +235,20 @@ const char *no_faults(void);
 void fault_begin(int kind);
 /* It failed because it was made to, and has to be done again. */
 bool fault_again(int result, bool any_error);
+
+/* ---- fuzzing ------------------------------------------------------------- */
+
+extern bool fuzzing;		/* walks are made from those that came to new places */
+const char *no_kcov(void);
+/* The steps of a walk; those from *PICKED_FROM on are still to be picked. Their number */
+int fuzz_walk(struct step *steps, int number, int *picked_from);
+/* In the process of the walk: before the first step, before and after each one */
+void fuzz_begin(void);
+void fuzz_reset(void);
+void fuzz_follow(void);
+/* It has ended well, and is kept if it came to new places. */
+void fuzz_keep(const struct step *steps, int count);
+void fuzz_print(void);
 
 extern int current_kind;
 
@@ -265,6 +282,7 @@ extern struct options options;
 void test_results(void);
 void test_walk(void);
 void test_faults(void);
+void test_fuzz(void);
 void test_races(void);
 void test_replay(void);
 void remember_references(void);

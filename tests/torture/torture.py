@@ -57,7 +57,7 @@ class Run:
         fixture = "vfio_testdev.debug" if kernel == "debug" else "vfio_testdev"
         self.what = f"{base}, {kernel} kernel, {' '.join(host).replace('--', '')}, seed {seed}"
         self.command = ["lab/run", "--base", base, "--kernel", kernel, "--smp", "2", *host,
-                        "--skips", "no fault injection", "--name", self.name,
+                        "--skips", "no fault injection|no kcov", "--name", self.name,
                         "--timeout", str(600 + int(BESIDE * steps / speed))]
         if host is FIXTURE:
             self.command += ["--file", f"out/{base}/{fixture}/vfio_testdev.ko"]

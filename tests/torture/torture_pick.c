@@ -233,7 +233,7 @@ static int pick_kind(void)
 	return i;
 }
 
-void pick_step(struct step *step)
+void any_step(struct step *step)
 {
 	*step = (struct step){ pick_kind(), chance(FILES), chance(FILES), chance(FILES) };
 	if (step->kind <= STEP_BAD)
@@ -244,6 +244,11 @@ void pick_step(struct step *step)
 		step->c = chance(3) > 0;	/* what is closed or offline is opened soon */
 	if (step->kind == STEP_FOREIGN)
 		step->c = chance(FILES);
+}
+
+void pick_step(struct step *step)
+{
+	any_step(step);
 	if (chance(8))
 		fit(step);
 }

@@ -16,6 +16,9 @@
  * After every walk nothing may be left: references to modules, open groups, VMs that are
  * non-coherent.
  *
+ * On a kernel with kcov walks that came to new places in it are kept, changed, and put
+ * together to new ones. With fault injection each call is made to fail in every place.
+ *
  * A walk that fails is made shorter, by leaving out steps, and printed as what --replay
  * reads. On the stock modules only results are compared, and, when a guest runs, whether
  * its WBINVD reaches the CPU.
@@ -296,7 +299,7 @@ static void set_up(const struct test *test __attribute__((unused)))
 
 static void tear_down(void)
 {
-	faults = results_only = false;
+	faults = fuzzing = results_only = false;
 	memset(without_step, 0, sizeof(without_step));
 }
 
@@ -304,6 +307,7 @@ static const struct test tests[] = {
 	{ "random calls return what they should", test_results },
 	{ "a random walk is as the model says", test_walk },
 	{ "a random walk with faults", test_faults },
+	{ "walks that look for new places", test_fuzz },
 	{ "races leave nothing", test_races },
 };
 static const struct suite suite = SUITE(tests);

@@ -84,8 +84,10 @@ static void open_containers(void)
 	}
 }
 
-static void __attribute__((noreturn)) be_walk(bool pick)
+/* The steps from PICKED_FROM on are picked, when it is their turn. */
+static void __attribute__((noreturn)) be_walk(int picked_from)
 {
+	bool replay = picked_from >= walk->count && !fuzzing;
 	double begin, done;
 
 	if (setjmp(test_end))
@@ -94,17 +96,20 @@ static void __attribute__((noreturn)) be_walk(bool pick)
 	model_begin();
 	open_containers();
 	flushes_here = flushes_counted();
+	fuzz_begin();
 	for (walk->at = 0; walk->at < walk->count; walk->at++) {
 		struct step *step = &walk->steps[walk->at];
 
-		if (pick)
+		if (walk->at >= picked_from)
 			pick_step(step);
+		fuzz_reset();
 		begin = now();
 		do_step(step);
 		done = now();
+		fuzz_follow();
 		walk->took[step->kind % STEP_KINDS] += done - begin;
 		if (!results_only) {
-			if (!pick && walk->count <= SHORT && !stock)
+			if (replay && walk->count <= SHORT && !stock)
 				check_all();
 			else
 				check_some(step, walk->at);
@@ -161,14 +166,14 @@ static int reap(pid_t pid)
 	return status;
 }
 
-/* STEPS is what is in walk->steps already, or is picked. */
-static bool run_walk(int count, bool pick)
+/* The first steps, up to PICKED_FROM, are in walk->steps already. */
+static bool run_walk(int count, int picked_from)
 {
 	const char *left;
 	int status;
 	pid_t pid;
 
-	if (pick)
+	if (picked_from < count || fuzzing)
 		restore_devices();
 	else
 		renew_devices();	/* no replay depends on the one before */
@@ -179,7 +184,7 @@ static bool run_walk(int count, bool pick)
 	fflush(stdout);
 	pid = must(fork());
 	if (!pid)
-		be_walk(pick);
+		be_walk(picked_from);
 	wait_for_walk(pid);
 	status = reap(pid);
 	if (!walk->failed && (!WIFEXITED(status) || WEXITSTATUS(status))) {
@@ -237,7 +242,7 @@ static int make_shorter(int count, enum aspect aspect)
 			int to = from + part < count ? from + part : count;
 
 			left = leave_out(steps, count, from, to);
-			if (run_walk(left, false) || walk->aspect != aspect) {
+			if (run_walk(left, left) || walk->aspect != aspect) {
 				from = to;
 				continue;
 			}
@@ -252,7 +257,7 @@ static int make_shorter(int count, enum aspect aspect)
 }
 
 /* All about it but the first line; the walk is in walk->steps. */
-static void explain(void)
+static void explain_walk(void)
 {
 	int count = walk->at < walk->count ? walk->at + 1 : walk->count;
 	enum aspect aspect = walk->aspect;
@@ -266,17 +271,27 @@ static void explain(void)
 		print_walk(count);
 		return;
 	}
-	if (run_walk(count, false)) {
+	if (run_walk(count, count)) {
 		printf("# all of it, done again, does not fail\n");
 		print_walk(count);
 		return;
 	}
 	count = make_shorter(walk->at < count ? walk->at + 1 : count, aspect);
-	if (run_walk(count, false))
+	if (run_walk(count, count))
 		printf("# which does not fail every time\n");
 	else
 		print_why();
 	print_walk(count);
+}
+
+/* What is done again for that is a replay, whatever it was. */
+static void explain(void)
+{
+	bool fuzzed = fuzzing;
+
+	fuzzing = false;
+	explain_walk();
+	fuzzing = fuzzed;
 }
 
 /* ---- cases --------------------------------------------------------------- */
@@ -307,8 +322,8 @@ static void print_done(void)
 
 static void walk_on(long steps)
 {
+	int number, length, picked_from, failures = 0;
 	double begin = now(), said = begin;
-	int number, length, failures = 0;
 	long done = 0;
 
 	share_walk();
@@ -317,13 +332,23 @@ static void walk_on(long steps)
 	for (number = 0; done < steps; number++, done += length) {
 		length = steps - done < options.length ? steps - done : options.length;
 		seed_random(options.seed + number);
-		if (!run_walk(length, true)) {
+		picked_from = 0;
+		if (fuzzing)
+			length = fuzz_walk(walk->steps, number, &picked_from);
+		if (run_walk(length, picked_from)) {
+			fuzz_keep(walk->steps, length);
+		} else {
 			enum aspect aspect = walk->aspect;
 			int at = walk->at < length ? walk->at : length - 1;
 			int kind = walk->steps[at].kind % STEP_KINDS;
 
-			printf("# --seed %u --steps %d --length %d fails in step %d (%s)\n",
-			       options.seed + number, length, length, at, step_names[kind]);
+			if (fuzzing)
+				printf("# a walk of %d steps, %d of them picked, fails in step %d (%s)\n",
+				       length, length - picked_from, at, step_names[kind]);
+			else
+				printf("# --seed %u --steps %d --length %d fails in step %d (%s)\n",
+				       options.seed + number, length, length, at,
+				       step_names[kind]);
 			explain();
 			without_step[kind] = true;
 			if (++failures >= options.failures)
@@ -374,6 +399,19 @@ void test_faults(void)
 		fail("no call was made to fail");
 }
 
+/* Walks that are like those that came to new places in the kernel */
+void test_fuzz(void)
+{
+	const char *why = no_kcov();
+
+	if (why)
+		skip("%s", why);
+	fuzzing = true;
+	walk_on(options.steps / 4);
+	fuzzing = false;
+	fuzz_print();
+}
+
 /* ---- a walk from a file -------------------------------------------------- */
 
 static int kind_named(const char *name)
@@ -412,7 +450,7 @@ void test_replay(void)
 	share_walk();
 	count = read_walk();
 	printf("# %d steps of %s\n", count, options.replay);
-	if (run_walk(count, false))
+	if (run_walk(count, count))
 		return;
 	print_why();
 	fail("step %d: %s", walk->at, aspect_names[walk->aspect]);
