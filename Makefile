@@ -218,6 +218,7 @@ check:
 .PHONY: check-debug
 check-debug: debug-kernel programs bochs
 	@tests/fixtures/build $(BASE) debug
+	@tests/fixtures/selftest/plant_test $(BASE)
 	@tests/check --base $(BASE) --kernel debug
 
 # Of all runs with the debug kernel as it is built; make check-debug does most of them.
