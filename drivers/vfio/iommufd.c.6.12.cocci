@@ -21,7 +21,7 @@ identifier df, vdev, ictx;
 +
 +	if (vfio_device_is_noiommu(vdev)) {
 +		/* Its DMA is possible from now on. */
-+		ret = vfio_dev_permit_noncoherent(vdev->dev);
++		ret = vfio_dev_permit_noncoherent(vdev->dev, false);
 +		if (ret)
 +			return ret;
 +	}

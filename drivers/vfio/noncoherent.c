@@ -19,7 +19,7 @@
 
 #include "noncoherent.h"
 
-/* Written at any time, and looked at once for each attachment */
+/* Written at any time */
 static bool vfio_noncoherent_refused;
 
 static int vfio_noncoherent_set(const char *value, const struct kernel_param *kp)
@@ -51,23 +51,25 @@ MODULE_PARM_DESC(noncoherent,
  * vfio_dev_permit_noncoherent - may a device do DMA that is not coherent?
  * @dev: the device, about to be attached to a domain that does not enforce coherency,
  *	or to be used without an IOMMU
+ * @quiet: it is attached to another domain if it may not, so that is not logged
  *
  * To be asked before anything is changed by the attachment, by which the device could
  * do DMA or a VM becomes non-coherent.
  *
  * Return: 0, or -EPERM, and the kernel's log names the device.
  */
-int vfio_dev_permit_noncoherent(struct device *dev)
+int vfio_dev_permit_noncoherent(struct device *dev, bool quiet)
 {
 	if (!READ_ONCE(vfio_noncoherent_refused))
 		return 0;
-	dev_warn_ratelimited(dev, "not attached: its DMA would not be cache coherent (vfio.noncoherent=refuse)\n");
+	if (!quiet)
+		dev_warn_ratelimited(dev, "not attached: its DMA would not be cache coherent (vfio.noncoherent=refuse)\n");
 	return -EPERM;
 }
 
 static int vfio_group_dev_permit_noncoherent(struct device *dev, void *unused)
 {
-	return vfio_dev_permit_noncoherent(dev);
+	return vfio_dev_permit_noncoherent(dev, false);
 }
 
 /**

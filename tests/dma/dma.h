@@ -76,6 +76,10 @@ extern const int kill_count, refuse_count, noiommu_count, iommufd_count;
 void may(const char *what);
 /* What a call returned, which is to be EPERM */
 void must_be_refused(int ret, const char *what);
+/* The kernel's messages from now on */
+int open_log(void);
+/* Those since @log was opened or read last that say that @device is refused */
+int refusals_logged(int log, int device);
 /* A scenario: however one ends, the next one finds it allowed. */
 void allowed_again(void);
 

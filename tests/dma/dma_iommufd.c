@@ -70,6 +70,15 @@ static int attach(int file, uint32_t ioas)
 	return ioctl(file, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &request);
 }
 
+/* The page table that it is attached to, of those of @ioas */
+static uint32_t must_attach(int file, uint32_t ioas)
+{
+	struct attach_pt request = { .argsz = sizeof(request), .pt_id = ioas };
+
+	must(ioctl(file, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &request));
+	return request.pt_id;
+}
+
 static int detach(int file)
 {
 	struct detach_pt request = { .argsz = sizeof(request) };
@@ -333,6 +342,100 @@ static void refused(void)
 	detach_flushes(bad, 0);
 }
 
+/* The page table that enforces nothing is there first. It is for who may have it. */
+static void refused_gets_another(void)
+{
+	int iommufd = open_iommufd(), log = open_log();
+	int bad = bind(NONCOHERENT, iommufd), bad_2 = bind(NONCOHERENT_2, iommufd);
+	int good = bind(COHERENT, iommufd), good_2 = bind(COHERENT_2, iommufd);
+	uint32_t ioas = new_ioas(iommufd), table = must_attach(bad, ioas), another;
+
+	map_flushes(iommufd, ioas, same_page(4), AT, 4 * PAGE, 4 * LINES);
+	if (must_attach(good, ioas) != table)
+		fail("a page table more than there has to be is made");
+	must(detach(good));
+
+	may("refuse");
+	phase("a coherent device is attached beside one that is not");
+	another = must_attach(good, ioas);
+	expect_clflushes(0, 0);
+	phase_end();
+	if (another == table)
+		fail("it has the page table that enforces nothing");
+	if (must_attach(good_2, ioas) != another)
+		fail("a second coherent device does not share the first one's page table");
+	if (refusals_logged(log, COHERENT) || refusals_logged(log, COHERENT_2))
+		fail("what is attached is logged as refused");
+	must_be_refused(attach(bad_2, ioas), "attaching a second that is not coherent");
+	/* All that are left enforce coherency. */
+	detach_flushes(bad, 0);
+	map_flushes(iommufd, ioas, same_page(2), 2 * AT, 2 * PAGE, 0);
+	unmap_flushes(iommufd, ioas, AT, 4 * PAGE, 4, 4 * LINES);
+	unmap_flushes(iommufd, ioas, 2 * AT, 2 * PAGE, 2, 0);
+}
+
+/* @kind: of a second device, in the group of a new coherent one, which it returns */
+static int new_group(const char *kind)
+{
+	int device = new_device("coherent");
+
+	must_put(TESTDEV "create", "1 %s %d", kind, device);
+	return device;
+}
+
+static void must_be_logged_once(int log, int device)
+{
+	int lines = refusals_logged(log, device);
+
+	if (lines != 1)
+		fail("%d lines say that device %d is refused, not one", lines, device);
+}
+
+/* All devices of a group have one page table: that of the first, until it is replaced. */
+static void refused_in_a_group(void)
+{
+	int iommufd = open_iommufd(), bad = bind(NONCOHERENT, iommufd), log = open_log();
+	int device = new_group("coherent");
+	int first = bind(device, iommufd), second = bind(device + 1, iommufd);
+	uint32_t ioas = new_ioas(iommufd), table = must_attach(bad, ioas), another;
+
+	if (must_attach(first, ioas) != table)
+		fail("a page table more than there has to be is made");
+	may("refuse");
+	must_be_refused(attach(second, ioas), "attaching a second device of the group");
+	must_be_logged_once(log, device + 1);
+	may("allow");
+	if (must_attach(second, ioas) != table)
+		fail("the devices of a group have different page tables");
+
+	may("refuse");
+	another = must_attach(first, ioas);
+	if (another == table)
+		fail("the group's page table is not replaced");
+	if (must_attach(second, ioas) != another)
+		fail("that of the second device is another one");
+	detach_flushes(bad, 0);
+	map_flushes(iommufd, ioas, same_page(2), AT, 2 * PAGE, 0);
+	unmap_flushes(iommufd, ioas, AT, 2 * PAGE, 2, 0);
+}
+
+/* No page table can enforce coherency for the one without being refused for the other. */
+static void refused_for_the_group(void)
+{
+	int iommufd = open_iommufd(), bad = bind(NONCOHERENT, iommufd), log = open_log();
+	int device = new_group("noncoherent"), file = bind(device, iommufd), tries;
+	uint32_t ioas = new_ioas(iommufd), table = must_attach(bad, ioas);
+
+	may("refuse");
+	for (tries = 0; tries < 2; tries++) {
+		must_be_refused(attach(file, ioas), "attaching a coherent device of the group");
+		must_be_logged_once(log, device);
+	}
+	may("allow");
+	if (must_attach(file, ioas) != table)
+		fail("a page table more than there has to be is made");
+}
+
 const struct scenario iommufd_scenarios[] = {
 	{ "iommufd: a coherent device", coherent },
 	{ "iommufd: a non-coherent device", noncoherent },
@@ -344,6 +447,12 @@ const struct scenario iommufd_scenarios[] = {
 	{ "iommufd: a second page table has no room", second_is_full },
 	{ "iommufd: refused", refused },
 	{ "iommufd: allowed again", allowed_again },
+	{ "iommufd: refused one page table, attached to another", refused_gets_another },
+	{ "iommufd: allowed after that", allowed_again },
+	{ "iommufd: refused to one of a group that has a page table", refused_in_a_group },
+	{ "iommufd: allowed after a group", allowed_again },
+	{ "iommufd: refused for another of the group", refused_for_the_group },
+	{ "iommufd: allowed after the other of the group", allowed_again },
 };
 
 const int iommufd_count = ARRAY_SIZE(iommufd_scenarios);

@@ -209,13 +209,20 @@ static void vm_is_not_told(void)
 		fail("what is allowed is no change");
 }
 
-/* The kernel's messages since @log was opened or read last that name a device */
-static int lines_that_name_it(int log)
+int open_log(void)
+{
+	int log = must(open("/dev/kmsg", O_RDONLY | O_NONBLOCK));
+
+	must(lseek(log, 0, SEEK_END));
+	return log;
+}
+
+int refusals_logged(int log, int device)
 {
 	char name[32], line[4096];
 	int count = 0, got;
 
-	snprintf(name, sizeof(name), "vfio_testdev.%d: ", NONCOHERENT);
+	snprintf(name, sizeof(name), "vfio_testdev.%d: ", device);
 	while ((got = read(log, line, sizeof(line) - 1)) > 0 || (got < 0 && errno == EPIPE)) {
 		line[got < 0 ? 0 : got] = '\0';
 		count += strstr(line, name) && strstr(line, "vfio.noncoherent=refuse");
@@ -227,23 +234,22 @@ static int lines_that_name_it(int log)
 
 static void messages(void)
 {
-	int log = must(open("/dev/kmsg", O_RDONLY | O_NONBLOCK)), tries, lines;
+	int log = open_log(), tries, lines;
 	int group = group_of(NONCOHERENT), container = must(open_container());
 
-	must(lseek(log, 0, SEEK_END));
 	must(group_join(group, container));
 	may("refuse");
 	/* The scenarios before may have used up what there may be in five seconds. */
 	for (tries = lines = 0; !lines && tries < 30; tries++) {
 		sleep_ms(500);
 		must_be_refused(container_set_iommu(container), "VFIO_SET_IOMMU");
-		lines = lines_that_name_it(log);
+		lines = refusals_logged(log, NONCOHERENT);
 	}
 	if (lines != 1)
 		fail("%d lines name the device, not one", lines);
 	for (tries = 0; tries < TRIES; tries++)
 		must_be_refused(container_set_iommu(container), "VFIO_SET_IOMMU");
-	lines = lines_that_name_it(log);
+	lines = refusals_logged(log, NONCOHERENT);
 	if (lines > TRIES / 2)
 		fail("%d refusals have %d lines", TRIES, lines);
 }

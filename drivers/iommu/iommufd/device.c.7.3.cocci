@@ -10,7 +10,7 @@
 + * @idev: Device, which is attached to nothing
 + * @permit: Asked before the device is attached to a page table that does not enforce
 + *	cache coherency.  If it does not return 0 that fails with what it returns, and
-+ *	nothing is changed.
++ *	nothing is changed.  "quiet": nothing fails yet, so there is nothing to log.
 + */
 +void iommufd_device_ask_noncoherent(struct iommufd_device *idev,
 +				    iommufd_permit_fn permit)
@@ -26,7 +26,7 @@
 +		return 0;
 +	if (iommufd_hwpt_enforces_cc(hwpt) && READ_ONCE(idev->igroup->devices_can_enforce))
 +		return 0;
-+	return idev->permit_noncoherent(idev->dev);
++	return idev->permit_noncoherent(idev->dev, false);
 +}
 +
  iommufd_hw_pagetable_attach(...) { ... }
