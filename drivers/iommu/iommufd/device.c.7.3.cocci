@@ -8,25 +8,33 @@
 +/**
 + * iommufd_device_ask_noncoherent - Ask before DMA of a device can be non-coherent
 + * @idev: Device, which is attached to nothing
-+ * @permit: Asked before the device is attached to a page table that does not enforce
-+ *	cache coherency.  If it does not return 0 that fails with what it returns, and
-+ *	nothing is changed.  "quiet": nothing fails yet, so there is nothing to log.
++ * @permit: Asked before a device of the same group is attached to a page table that
++ *	does not enforce cache coherency, and before one is bound that no page table can
++ *	enforce it for while it can for the others.  If it does not return 0 that fails
++ *	with what it returns, and nothing is changed.  "quiet": nothing fails yet, so
++ *	there is nothing to log.
 + */
 +void iommufd_device_ask_noncoherent(struct iommufd_device *idev,
 +				    iommufd_permit_fn permit)
 +{
-+	idev->permit_noncoherent = permit;
++	struct iommufd_group *igroup = idev->igroup;
++
++	mutex_lock(&igroup->watch_lock);
++	WRITE_ONCE(igroup->permit_noncoherent, permit);
++	mutex_unlock(&igroup->watch_lock);
 +}
 +EXPORT_SYMBOL_NS_GPL(iommufd_device_ask_noncoherent, "IOMMUFD");
 +
 +static int iommufd_device_permit_noncoherent(struct iommufd_device *idev,
 +					     struct iommufd_hw_pagetable *hwpt)
 +{
-+	if (!idev->permit_noncoherent)
++	iommufd_permit_fn permit = READ_ONCE(idev->igroup->permit_noncoherent);
++
++	if (!permit)
 +		return 0;
 +	if (iommufd_hwpt_enforces_cc(hwpt) && READ_ONCE(idev->igroup->devices_can_enforce))
 +		return 0;
-+	return idev->permit_noncoherent(idev->dev, false);
++	return permit(idev->dev, false);
 +}
 +
  iommufd_hw_pagetable_attach(...) { ... }

@@ -14,6 +14,7 @@
 
 #define TESTDEV		"/sys/devices/vfio_testdev/"
 #define LAX		"/sys/module/vfio_testdev/parameters/lax"
+#define NONCOHERENT	"/sys/module/vfio/parameters/noncoherent"
 #define TESTDEV_HWPT_DATA	0x7e57
 
 struct hwpt_alloc {
@@ -143,6 +144,7 @@ FIXTURE_TEARDOWN(domains)
 	close_fd(&self->iommufd);
 	write_file(TESTDEV "destroy", "all");
 	write_file(LAX, "0");
+	write_file(NONCOHERENT, "allow");
 }
 
 #define N	KVM_VFIO_FILE_NOT_ATTACHED
@@ -272,6 +274,54 @@ TEST_F(domains, enforced_for_others)
 	EXPECT_STATE(2, N);
 	EXPECT_EQ(0, cdev_attach(self->fd[0], good));
 	EXPECT_STATE(0, X);
+}
+
+/* One that is bound meanwhile would take coherency away from all of its group. */
+TEST_F(domains, refused_to_join_group)
+{
+	bool lax = !write_file(LAX, "1");
+	struct bind_iommufd bind = {
+		.argsz = sizeof(bind), .iommufd = self->iommufd,
+	};
+	char with[40];
+	int id, other;
+
+	id = ADD_DEVICE("1 coherent");
+	EXPECT_EQ(0, cdev_attach(self->fd[0], self->ioas));
+	EXPECT_STATE(0, E);
+	snprintf(with, sizeof(with), "1 noncoherent %d", id);
+	other = testdev_create(with);
+	if (!lax) {
+		/* The IOMMU refuses it by itself. */
+		EXPECT_GT(0, other);
+		return;
+	}
+	ASSERT_LE(0, other);
+	self->fd[1] = testdev_open(other);
+	ASSERT_LE(0, self->fd[1]);
+	ASSERT_EQ(0, dev_add(self->vm.dev, self->fd[1]));
+	ASSERT_EQ(0, write_file(NONCOHERENT, "refuse"));
+	EXPECT_EQ(-EPERM, call(ioctl(self->fd[1], VFIO_DEVICE_BIND_IOMMUFD, &bind)));
+	EXPECT_STATE(0, E);
+	EXPECT_STATE(1, N);
+	EXPECT_EQ(0, debugfs_stat(&self->vm, "noncoherent_dma_changes"));
+	/* Nor is it remembered for what comes. */
+	EXPECT_EQ(0, cdev_detach(self->fd[0]));
+	EXPECT_EQ(0, cdev_attach(self->fd[0], self->ioas));
+	EXPECT_STATE(0, E);
+	EXPECT_EQ(0, debugfs_stat(&self->vm, "noncoherent_dma_changes"));
+
+	ASSERT_EQ(0, write_file(NONCOHERENT, "allow"));
+	EXPECT_EQ(0, call(ioctl(self->fd[1], VFIO_DEVICE_BIND_IOMMUFD, &bind)));
+	EXPECT_STATE(0, X);
+	EXPECT_STATE(1, X);
+	/* What is attached stays, but is not attached again. */
+	ASSERT_EQ(0, write_file(NONCOHERENT, "refuse"));
+	EXPECT_STATE(0, X);
+	EXPECT_EQ(0, cdev_detach(self->fd[0]));
+	EXPECT_EQ(-EPERM, cdev_attach(self->fd[0], self->ioas));
+	EXPECT_STATE(0, N);
+	EXPECT_STATE(1, N);
 }
 
 TEST_F(domains, nested)
