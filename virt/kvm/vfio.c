@@ -263,7 +263,7 @@ static int kvm_vfio_add_file(struct kvm_vfio *kv, struct file *file)
 
 	lockdep_assert_held(&kv->files_lock);
 
-	kvf = kzalloc(sizeof(*kvf), GFP_KERNEL_ACCOUNT);
+	kvf = kzalloc_obj(*kvf, GFP_KERNEL_ACCOUNT);
 	if (!kvf)
 		return -ENOMEM;
 	kvf->user.ops = &kvm_vfio_user_ops;
