@@ -115,16 +115,17 @@ class Exceptions:
                 self.rules[-1]["reason"] = True
                 continue
             fields = line.split(None, 2)
-            m = re.fullmatch(r"([\w-]+)(?:@(\d+\.\d+))?", fields[0])
+            m = re.fullmatch(r"([\w-]+)(?:([@<])(\d+\.\d+))?", fields[0])
             if len(fields) != 3 or not m:
                 raise Problem(f"{EXCEPTIONS}:{number}: write 'CHECK[@BASE] FILE REGEX' and "
                               "below it, indented, the reason.")
             if m[1] not in checks:
                 raise Problem(f"{EXCEPTIONS}:{number}: there is no check '{m[1]}'; "
                               "lint/lint BASE --list names them.")
-            if m[2] and m[2] not in bases.names():
-                raise Problem(f"{EXCEPTIONS}:{number}: there is no base {m[2]}.")
-            self.rules.append({"check": m[1], "here": not m[2] or bases.in_force([m[2]], base) is not None, "file": fields[1],
+            if m[3] and m[3] not in bases.names():
+                raise Problem(f"{EXCEPTIONS}:{number}: there is no base {m[3]}.")
+            since = not m[3] or bases.in_force([m[3]], base) is not None
+            self.rules.append({"check": m[1], "here": since != (m[2] == "<"), "file": fields[1],
                                "what": re.compile(fields[2]), "used": False, "reason": False,
                                "where": f"{EXCEPTIONS}:{number}"})
         for rule in self.rules:
@@ -468,8 +469,11 @@ def test_build(source, arch, compiler, names):
         write(made, want)
     for path in glob.glob(os.path.join(build, "vfio_*")):
         os.unlink(path)
+    # Programs need no other compiler than this machine's, whatever builds the kernel.
+    cc = None if bases.native(source.base) else bases.host()["compiler"]
     make = ["make", "--no-print-directory", f"-j{os.environ.get('JOBS', os.cpu_count())}",
-            f"ARCH={arch}", *kbuild.tools(source.base, compiler)]
+            f"ARCH={arch}", *kbuild.tools(source.base, compiler),
+            *([f"CC={compiler}{cc}", f"HOSTCC={cc}"] if cc else [])]
     text = ""
     for command in ([*make, "-C", source.tree, f"O={build}/headers", "headers"],
                     [*make, "-C", source.path("tools/testing/selftests/kvm"), "-k",
@@ -488,11 +492,15 @@ def check_selftests(source):
     common.need("build/setup", "selftests", BASE=source.base)
     found = findings.Findings()
     makefile = "tools/testing/selftests/kvm/Makefile"
+    # From Linux 6.14 on the programs are named in a file of their own, by kbuild's names.
+    own = os.path.exists(source.path(makefile + ".kvm"))
+    makefile += ".kvm" if own else ""
     with common.lock(source.base, "selftests"):
         for arch, (name, compiler) in TEST_ARCHES.items():
+            name = arch if own else name
             names = re.findall(rf"^TEST_GEN_PROGS_{name} \+= (vfio_\w+)$",
                                read(source.path(makefile)), re.M)
-            if name == "x86_64":
+            if arch == "x86":
                 for test in set(TESTS) - set(names):
                     found.add(makefile, f"does not build {test} for {name}")
             if not names:
