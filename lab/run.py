@@ -402,6 +402,8 @@ def command_line(args):
         words += ["intel_iommu=on"]
     if args.icount:
         words += ["nokaslr"]             # the same addresses, hence the same counts
+    if args.kernel == "debug":
+        words += ["nokaslr", "no_hash_pointers"]    # lockdep's classes are told by their addresses
     return " ".join(words + args.append.split())
 
 
@@ -666,25 +668,27 @@ def judge_ktap(text, skips):
     return 0, ""
 
 
-def take_counts(base, files):
-    """Moves what gcov counted from the result to the folder gcov: NAME.gcda below its folder in the
-    kernel's build, and which kernel it was. A result with none or half of it loses its LAB-END."""
-    counts = os.path.join(files["dir"], "gcov")
-    shutil.rmtree(counts, ignore_errors=True)
+def take_records(base, files):
+    """Moves what the debug kernel recorded from the result to folders beside it: what gcov counted to
+    gcov, NAME.gcda below its folder in the kernel's build, lockdep's graph to locks; and which kernel
+    it was. A result with none or half of it loses its LAB-END."""
+    for folder in ("gcov", "locks"):
+        shutil.rmtree(os.path.join(files["dir"], folder), ignore_errors=True)
     lines = read_bytes(files["result"]).replace(b"\r", b"").splitlines(keepends=True)
     ends = [i for i, line in enumerate(lines) if b"LAB-END " in line]
     if not ends:
         return
     kept, after = lines[:ends[-1] + 1], lines[ends[-1] + 1:]
-    if not after or after[-1].rstrip() != b"LAB-GCOV-END":
+    if not after or after[-1].rstrip() != b"LAB-FILES-END":
         write(files["result"], *kept[:-1])
         return
+    kernel = read_bytes(os.path.join(TOP, "out", base, "debug/.fingerprint"))
     for line in after[:-1]:
-        _, path, data = line.split()
-        name = path.decode().split("/debug/build/", 1)[1]
-        write(os.path.join(counts, name), gzip.decompress(base64.b64decode(data)))
-    write(os.path.join(counts, "kernel"),
-          read_bytes(os.path.join(TOP, "out", base, "debug/.fingerprint")))
+        _, path, data = line.decode().split()
+        _, built, name = path.partition("/debug/build/")
+        folder = os.path.join(files["dir"], "gcov" if built else "locks")
+        write(os.path.join(folder, name or os.path.basename(path)), gzip.decompress(base64.b64decode(data)))
+        write(os.path.join(folder, "kernel"), kernel)
     write(files["result"], *kept)
 
 
@@ -755,7 +759,7 @@ def run(argv):
     command, files = prepare(args)
     broken = with_terminal_restored(boot, args, command, files)
     if args.kernel == "debug" and not args.interactive and not broken:
-        take_counts(args.base, files)
+        take_records(args.base, files)
     verdict = judge(args, files, broken)
     if args.verify and verdict[0] != 2:
         verdict = max(verdict, verify(args, files), key=lambda v: v[0])
