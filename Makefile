@@ -38,6 +38,7 @@ help:
 	@echo '  make quick        the fast ones of them, for BASE alone'
 	@echo '  make check-debug  the tests under a kernel with KASAN, lockdep and kmemleak'
 	@echo '  make coverage     which lines of ours did they reach?'
+	@echo '  make locks        were the locks taken in the documented order?'
 	@echo '  make torture      the whole interface at random, compared with a model, and races: 200,000'
 	@echo '                    steps ($(CHECK_BASES) unless BASE is given); LONG=1: 2,000,000; SEED=N'
 	@echo '  make mutants      break the device in many ways: do the tests notice?'
@@ -220,11 +221,17 @@ check-debug: debug-kernel programs bochs
 	@tests/fixtures/build $(BASE) debug
 	@tests/fixtures/selftest/plant_test $(BASE)
 	@tests/check --base $(BASE) --kernel debug
+	@tests/locks/locks $(BASE)
 
 # Of all runs with the debug kernel as it is built; make check-debug does most of them.
 .PHONY: coverage
 coverage:
 	@tests/coverage/coverage $(BASE)
+
+# Of the same runs; make check-debug ends with it.
+.PHONY: locks
+locks:
+	@tests/locks/locks $(BASE)
 
 # Under the debug kernel as well, where that is built
 .PHONY: torture
