@@ -23,6 +23,8 @@
  * HOW		tsc: the TSC's difference, a few instructions of this program included;
  *		cpu: the thread's CPU time, because it slept; waiting is not in it
  *
+ * Of "map" and "unmap", N is the number of 4 KiB pages; they are called ..._flushed where
+ * the device's DMA is not coherent.
  * A METRIC named ..._flag says instead whether the VM is non-coherent after what
  * its name begins with: 1 or 0. One named ..._later is what the thread does when
  * that system call is over, before it is back in user space: see struct parts.
@@ -1055,6 +1057,59 @@ static void bench_guests(int transitions)
 	close_guest();
 }
 
+/* ---- memory that is mapped for DMA --------------------------------------- */
+
+#define DMA_ADDRESS	(4096ul * MIB)
+
+static int map_dma(void *memory, int pages)
+{
+	struct vfio_iommu_type1_dma_map request = {
+		.argsz = sizeof(request),
+		.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
+		.vaddr = (uintptr_t)memory, .iova = DMA_ADDRESS, .size = pages * 4096ull,
+	};
+
+	return ioctl(pool.container, VFIO_IOMMU_MAP_DMA, &request);
+}
+
+static int unmap_dma(int pages)
+{
+	struct vfio_iommu_type1_dma_unmap request = {
+		.argsz = sizeof(request), .iova = DMA_ADDRESS, .size = pages * 4096ull,
+	};
+
+	return ioctl(pool.container, VFIO_IOMMU_UNMAP_DMA, &request);
+}
+
+/* The pool is attached. Of 2 MiB and more, each 2 MiB are one page. */
+static void bench_map(void)
+{
+	static const int sizes[] = { 1, 512, 512 * 512 };
+	const char *flushed = strcmp(pool.dma, "noncoherent") ? "" : "_flushed";
+	char metric[32];
+	unsigned int i;
+	int j, ret;
+
+	must_put("/proc/sys/vm/nr_hugepages", "4");
+	for (i = 0; i < ARRAY_SIZE(sizes); i++) {
+		int mib = sizes[i] / 256, repeats = sizes[i] < 100000 ? 8 : 2;
+		uint8_t *memory = mib ? alias(mib, true) : anonymous(4096);
+		struct cost mapping = { 0 }, unmapping = { 0 };
+
+		for (j = 0; j < repeats; j++) {
+			measure(&mapping, j ? room(&mapping) : ~0ull, ret = map_dma(memory, sizes[i]));
+			must(ret);
+			measure(&unmapping, j ? room(&unmapping) : ~0ull, ret = unmap_dma(sizes[i]));
+			must(ret);
+		}
+		snprintf(metric, sizeof(metric), "map%s", flushed);
+		row(pool.groups, pool.dma, metric, sizes[i], &mapping);
+		snprintf(metric, sizeof(metric), "unmap%s", flushed);
+		row(pool.groups, pool.dma, metric, sizes[i], &unmapping);
+		munmap(memory, sizes[i] * 4096ul);
+	}
+}
+
 static void bench_pool(void)
 {
 	static const int sizes[] = { 1, 64, 128, 512 }, users[] = { 1, 2, MAX_USERS };
@@ -1103,11 +1158,13 @@ static void bench_fixture(int n, int transitions)
 	pool.dma = "coherent";
 	open_testdevs(0, n);
 	attach_pool();
+	bench_map();
 	bench_pool();
 	close_pool();
 	pool.dma = "noncoherent";
 	open_testdevs(noncoherent_base, n);
 	bench_guests(transitions);
+	bench_map();
 	bench_pool();
 	close_pool();
 }
