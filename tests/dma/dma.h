@@ -32,6 +32,8 @@ int new_device(const char *kind);
 
 /* @n pages that are one and the same, so that none continues the one before it */
 char *same_page(int n);
+/* @n pages, each another one, and as far as the kernel likes from the one before it */
+char *other_pages(int n);
 /* Of 2 MiB, there are HUGE_PAGES of them */
 #define HUGE_PAGES	512
 char *huge_pages(int n);
@@ -43,6 +45,13 @@ long pins(void);
 long free_huge_pages(void);
 /* What this process has locked, kB */
 long locked_kb(void);
+
+/*
+ * Of flushed.ko: forget what was flushed, and see that since then all of the @n pages of
+ * @memory were, each once, and nothing else
+ */
+void forget_flushed(void);
+void must_be_flushed(const char *memory, int n, const char *when);
 
 /* ---- containers ---------------------------------------------------------- */
 

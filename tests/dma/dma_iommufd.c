@@ -199,6 +199,32 @@ static void noncoherent(void)
 	unmap_flushes(iommufd, ioas, HUGE_PAGE, HUGE_PAGE, 1, HUGE_LINES);
 }
 
+static void these_are_flushed(int iommufd, uint32_t ioas, char *memory, int n)
+{
+	forget_flushed();
+	phase("the %d pages are mapped", n);
+	must(ioas_map(iommufd, ioas, memory, AT, n * PAGE));
+	expect_clflushes(n * LINES, n * LINES);
+	phase_end();
+	must_be_flushed(memory, n, "mapped");
+	forget_flushed();
+	phase("and unmapped");
+	must(ioas_unmap(iommufd, ioas, AT, n * PAGE));
+	expect_clflushes(n * LINES, n * LINES);
+	phase_end();
+	must_be_flushed(memory, n, "unmapped");
+}
+
+static void which_pages(void)
+{
+	int iommufd = open_iommufd(), file = bind(NONCOHERENT, iommufd);
+	uint32_t ioas = new_ioas(iommufd);
+
+	attach_flushes(file, ioas, 0);
+	these_are_flushed(iommufd, ioas, other_pages(256), 256);
+	these_are_flushed(iommufd, ioas, huge_pages(1) + 3 * PAGE, 500);
+}
+
 static void attached_to_mappings(void)
 {
 	int iommufd = open_iommufd(), file = bind(NONCOHERENT, iommufd);
@@ -439,6 +465,7 @@ static void refused_for_the_group(void)
 const struct scenario iommufd_scenarios[] = {
 	{ "iommufd: a coherent device", coherent },
 	{ "iommufd: a non-coherent device", noncoherent },
+	{ "iommufd: which pages are flushed", which_pages },
 	{ "iommufd: attached where memory is mapped", attached_to_mappings },
 	{ "iommufd: a non-coherent device joins, and leaves", joins_and_leaves },
 	{ "iommufd: copies of a mapping", copies },

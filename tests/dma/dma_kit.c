@@ -57,6 +57,21 @@ char *same_page(int n)
 	return memory;
 }
 
+char *other_pages(int n)
+{
+	char *memory = must_map(NULL, n * PAGE, PROT_READ | PROT_WRITE,
+				MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	int i;
+
+	madvise(memory, n * PAGE, MADV_NOHUGEPAGE);
+	/* Every other one first, so that few lie side by side. */
+	for (i = 0; i < n; i += 2)
+		memory[i * PAGE] = 1;
+	for (i = 1; i < n; i += 2)
+		memory[i * PAGE] = 1;
+	return memory;
+}
+
 char *huge_pages(int n)
 {
 	return must_map(NULL, n * HUGE_PAGE, PROT_READ | PROT_WRITE,
@@ -133,6 +148,83 @@ long free_huge_pages(void)
 long locked_kb(void)
 {
 	return number_in("/proc/self/status", "VmLck:");
+}
+
+/* ---- what was flushed ---------------------------------------------------- */
+
+#define FLUSHED		DEBUGFS "flushed"
+#define PAGEMAP_PFN	((1ull << 55) - 1)
+#define PAGEMAP_PRESENT	(1ull << 63)
+
+static int compare(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+void forget_flushed(void)
+{
+	must_put(FLUSHED, "\n");
+}
+
+/* The pages that the kernel says it has flushed, at most @max, sorted; how many it were */
+static int flushed_pages(uint64_t *pages, int max)
+{
+	FILE *file = fopen(FLUSHED, "r");
+	unsigned long long at;
+	unsigned int size;
+	char line[80];
+	int n = 0;
+
+	if (!file)
+		fail(FLUSHED ": %s", strerror(errno));
+	while (fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "%llx %u", &at, &size) != 2)
+			fail("what was flushed is not known: %s", line);
+		if (at % PAGE || size % PAGE)
+			fail("%u bytes at %llx are flushed, which are no pages", size, at);
+		for (; size; size -= PAGE, at += PAGE)
+			if (n++ < max)
+				pages[n - 1] = at / PAGE;
+	}
+	fclose(file);
+	if (n <= max)
+		qsort(pages, n, sizeof(*pages), compare);
+	return n;
+}
+
+/* Those that are mapped there, as the process's page tables say; sorted */
+static void mapped_pages(const char *memory, uint64_t *pages, int n)
+{
+	int fd = must(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)), i;
+	ssize_t size = n * sizeof(*pages);
+
+	if (pread(fd, pages, size, (uintptr_t)memory / PAGE * sizeof(*pages)) != size)
+		fail("/proc/self/pagemap: %s", strerror(errno));
+	close(fd);
+	for (i = 0; i < n; i++) {
+		if (!(pages[i] & PAGEMAP_PRESENT) || !(pages[i] & PAGEMAP_PFN))
+			fail("page %d is not there", i);
+		pages[i] &= PAGEMAP_PFN;
+	}
+	qsort(pages, n, sizeof(*pages), compare);
+}
+
+void must_be_flushed(const char *memory, int n, const char *when)
+{
+	uint64_t *flushed = calloc(n, sizeof(*flushed)), *mapped = calloc(n, sizeof(*mapped));
+	int found = flushed_pages(flushed, n), i;
+
+	if (found != n)
+		fail("%s, %d pages were flushed, not %d", when, found, n);
+	mapped_pages(memory, mapped, n);
+	for (i = 0; i < n; i++)
+		if (flushed[i] != mapped[i])
+			fail("%s, page %llx was flushed and not %llx", when,
+			     (unsigned long long)flushed[i], (unsigned long long)mapped[i]);
+	free(flushed);
+	free(mapped);
 }
 
 /* ---- containers ---------------------------------------------------------- */

@@ -3,10 +3,10 @@
  * Are pages flushed from the CPU caches before a device can access them past the caches,
  * and again when it no longer can, before they are somebody else's? And no others?
  *
- * Runs in the svm lab without its IOMMU, with four CPUs and three fixtures:
+ * Runs in the svm lab without its IOMMU, with four CPUs and four fixtures:
  * vfio_testdev.ko has an IOMMU whose page tables need no flush of their own, mark.ko
  * tells the emulator when memory is mapped, unmapped, invalidated and unpinned, and
- * hold.ko holds a thread. The emulator counts each CLFLUSH that the kernel executes:
+ * hold.ko holds a thread; flushed.ko tells which pages are flushed. The emulator counts each CLFLUSH that the kernel executes:
  * what is seen and how is described in wbinvd_phase.h.
  *
  * 64 lines a page, one flush each: so many for each page, not one more, and all of
@@ -81,6 +81,31 @@ static void huge(void)
 	/* Neither begins nor ends with a chunk */
 	map_phase(container, memory + 3 * PAGE, AT, 500 * PAGE, 1, 500 * LINES);
 	unmap_phase(container, AT, 500 * PAGE, 1, 500 * LINES);
+}
+
+/* Not only the number of lines has to be right. */
+static void map_and_unmap_these(int container, char *memory, int n)
+{
+	forget_flushed();
+	phase("the %d pages are mapped", n);
+	must(map(container, memory, AT, n * PAGE));
+	expect_clflushes(n * LINES, n * LINES);
+	phase_end();
+	must_be_flushed(memory, n, "mapped");
+	forget_flushed();
+	phase("and unmapped");
+	must(unmap(container, AT, n * PAGE));
+	expect_clflushes(n * LINES, n * LINES);
+	phase_end();
+	must_be_flushed(memory, n, "unmapped");
+}
+
+static void which_pages(void)
+{
+	int container = attach_phase(group_of(NONCOHERENT), false);
+
+	map_and_unmap_these(container, other_pages(256), 256);
+	map_and_unmap_these(container, huge_pages(1) + 3 * PAGE, 500);
 }
 
 static void registers(void)
@@ -284,6 +309,7 @@ static const struct scenario mapping_scenarios[] = {
 	{ "small pages", small_pages },
 	{ "small pages, all different", different_pages },
 	{ "a huge page", huge },
+	{ "which pages are flushed", which_pages },
 	{ "registers", registers },
 	{ "zeroes", zeroes },
 	{ "all unmapped at once", all_at_once },
@@ -314,6 +340,7 @@ static void add(const struct scenario *scenarios, int n)
 /* Of what is called when pages are unpinned: by type 1 before Linux 7.3, and by all else */
 static void load_marks(bool iommufd)
 {
+	load("flushed.ko", "");
 	load("mark.ko", kernel_before(7, 3) && !iommufd ?
 	     "functions=vfio_testdev:testdev_map_pages,vfio_testdev:testdev_unmap_pages,"
 	     "vfio_testdev:testdev_iotlb_sync,unpin_user_pages_dirty_lock" :
