@@ -1,0 +1,195 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Run the kernel's own KVM selftests on our modules and on Debian's: does each end the same?
+
+    tests/kselftest/kselftest [--base 6.1[,6.12]] [--only REGEX] [--jobs 2]
+
+All of them that tests/kselftest/kselftest_build has built run in the lab, once with the modules of
+each; --only takes some. How a test ends is its status or signal, where its assertion failed, why it
+was skipped, that it was stopped, and each result that it reports itself: all that has to be the
+same. That it fails with both is no difference: some cannot pass on an emulated processor.
+
+Where they differ, these tests run again, several times with each. An end that one of the two never
+had, or another usual end, is a difference; it is none if both have the same ends, and the same one
+most often.
+
+Prints how many passed, what the other ones did, each difference, and at last
+
+    N tests, N ended differently
+
+Exit status 0 if none did, all ran, and the kernel complained of nothing. What the runs said is in
+out/lab/kselftest-*-BASE.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import os
+import re
+
+from kit import bases
+from kit import children
+from kit import ktap
+from kit.common import TOP, Problem
+
+SIDES = ("ours", "stock")
+# The same as in runs.toml
+HOST = ["--iommu", "none", "--smp", "2", "--mem", "2048"]
+# How often what differs runs again, and how long a test may take, in seconds
+ROUNDS = 8
+PATIENCE = 60
+# The tests that need more than that
+PATIENT = {}
+# What of the run's own end is the tests'; see lab/run.
+TESTS_FAILED = "the program ended with status 1"
+
+# What came of a test: "ok", "skip" or "not ok", why, and the results that it reported itself
+End = collections.namedtuple("End", "state why results")
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def tests(base, only):
+    """The names of all that are built. A program that a script is there for is run by that."""
+    folder = os.path.join(TOP, "out", base, "kselftest")
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        raise Problem(f"out/{base}/kselftest is missing: run tests/kselftest/kselftest_build "
+                      f"{base}.") from None
+    return [name for name in names if name + ".sh" not in names and re.search(only, name)]
+
+
+def ends(text):
+    """[(test, End)] of a run's output, and why that is not whole or ''."""
+    cases, incomplete = ktap.parse(text)
+    found, results = [], []
+    for line in text.replace("\r", "").splitlines():
+        if re.match(r"    (not )?ok \d", line):
+            results.append(line.strip())
+        elif ktap.RESULT.match(line) and len(found) < len(cases):
+            case = cases[len(found)]
+            found.append((case.name, End(case.state, case.note, tuple(results))))
+            results = []
+    return found, incomplete
+
+
+def run_tests(base, side, names, suffix=""):
+    """Run these in one emulated host; returns [(test, End)], or why there is no result."""
+    patience = {name: PATIENT.get(name, PATIENCE) for name in names}
+    status, out, err = children.run(
+        ["lab/run", "--base", base, "--modules", side, *HOST, "--skips", ".",
+         "--timeout", str(300 + sum(patience[name] for name in names)),
+         "--name", f"kselftest{suffix}-{side}-{base}", "--file", f"out/{base}/kselftest", "--",
+         "tests/kselftest/kselftest_run", *[f"{name}:{patience[name]}" for name in names]])
+    sentence = (err.strip().splitlines() or [f"lab/run ended with status {status}"])[-1]
+    found, incomplete = ends(out)
+    if status and not (status == 1 and TESTS_FAILED in sentence):
+        return [], sentence
+    if incomplete or [name for name, _ in found] != list(names):
+        return [], incomplete or "it did not run what it was told to"
+    return found, ""
+
+
+class Comparison:
+    """All ends of each test of a base, with both sides."""
+
+    def __init__(self, base, names):
+        self.base = base
+        self.names = names
+        self.ends = {side: collections.defaultdict(list) for side in SIDES}
+        self.broken = []
+
+    def start(self, pool, names, suffix=""):
+        """Have these run with both; returns what note() takes."""
+        return {side: pool.submit(run_tests, self.base, side, names, suffix) for side in SIDES}
+
+    def note(self, futures):
+        for side, future in futures.items():
+            found, why = future.result()
+            if why:
+                self.broken.append(f"{self.base}, {side}: {why}")
+            for name, end in found:
+                self.ends[side][name].append(end)
+
+    def differs(self, name):
+        ours, stock = (collections.Counter(self.ends[side][name]) for side in SIDES)
+        return set(ours) != set(stock) or not usual(ours) & usual(stock)
+
+    def again(self, pool):
+        """Let those that differ run often enough to tell."""
+        names = [name for name in self.names if self.differs(name)]
+        if names and not self.broken:
+            say(f"# {self.base}: again, {ROUNDS} times with each: {' '.join(names)}")
+            self.note(self.start(pool, [name for name in names for _ in range(ROUNDS)], ".again"))
+
+    def report(self):
+        """What there is to know; returns how many ended differently."""
+        for why in self.broken:
+            say(f"# BROKEN: {why}")
+        if self.broken:
+            return 0
+        states = collections.Counter(self.ends["ours"][name][0].state for name in self.names)
+        say(f"# {self.base}: {len(self.names)} tests: {states['ok']} pass, {states['skip']} are "
+            f"skipped, {states['not ok']} fail")
+        return sum(self.report_test(name) for name in self.names)
+
+    def report_test(self, name):
+        """Whether it ended differently. Nothing is said of one that passed at once with both."""
+        wrong, twice = self.differs(name), len(self.ends["ours"][name]) > 1
+        for side in SIDES if twice else SIDES[:1]:
+            for end, times in collections.Counter(self.ends[side][name]).items():
+                if twice:
+                    say(f"#   {name}, {side}, {times} times: {told(end)}")
+                elif end.state != "ok":
+                    say(f"#   {name}: {told(end)}")
+        if wrong:
+            say(f"not ok {name}-{self.base} # it does not end as with stock")
+        return wrong
+
+
+def usual(counter):
+    """The ends that came most often."""
+    return {end for end, times in counter.items() if times == max(counter.values())}
+
+
+def told(end):
+    """An end in words; of the results that the test itself reports, those that did not pass."""
+    bad = [result for result in end.results if not re.match(r"ok \d+ [^#]*$", result)]
+    return "; ".join(filter(None, [f"{end.state} {end.why}".rstrip(), *bad]))
+
+
+def parse():
+    parser = argparse.ArgumentParser(prog="tests/kselftest/kselftest")
+    parser.add_argument("--base", default=bases.default(), help="one base, or several with commas")
+    parser.add_argument("--only", default="", metavar="REGEX", help="tests to run")
+    parser.add_argument("--jobs", type=int, default=2)
+    return parser.parse_args()
+
+
+def main():
+    args = parse()
+    comparisons = []
+    for base in args.base.split(","):
+        bases.base(base)                    # Problem if there is none
+        comparisons.append(Comparison(base, tests(base, args.only)))
+    if not all(comparison.names for comparison in comparisons):
+        raise Problem(f"no test is named like '{args.only}'.")
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        try:
+            started = [(comparison, comparison.start(pool, comparison.names))
+                       for comparison in comparisons]
+            for comparison, futures in started:
+                comparison.note(futures)
+            for comparison in comparisons:
+                comparison.again(pool)
+        except KeyboardInterrupt:
+            children.stop()
+            raise
+    different = sum(comparison.report() for comparison in comparisons)
+    broken = any(comparison.broken for comparison in comparisons)
+    say(f"{sum(len(comparison.names) for comparison in comparisons)} tests, "
+        f"{different} ended differently" + (", not all ran" if broken else ""))
+    return 1 if different or broken else 0
