@@ -16,6 +16,7 @@ The checks are found by folder.  ROOM/runs.toml and ROOM/FOLDER/runs.toml have a
     needs = ["iommufd"]                 facts of a base (bases/*.toml); other bases go without
     groups = ["quick"]                  what --group takes
     seconds = 300                       about how long it takes, if that is long
+    debug = false                       of no use with the debug kernel
 
 or, in the place of options and program, command = "..." for a check on this machine. In all of
 them @BASE is the base, @DIR the run's folder. ROOM/selftest/* are the tests of a room's tools. One
@@ -67,7 +68,7 @@ SAID = 12
 # A debug kernel under emulation is that much slower.
 DEBUG_PATIENCE = 6
 # What a section of runs.toml may say.
-KEYS = {"options", "program", "oracle", "stock", "needs", "groups", "seconds", "command"}
+KEYS = {"options", "program", "oracle", "stock", "needs", "groups", "seconds", "debug", "command"}
 # What a run in the lab depends on, beside the folder that it is in.
 LAB_FOLDERS = ("bases", "hosts", "kit", "lab", "tests/kit")
 TIMES = os.path.join(TOP, "out/lab/times.json")
@@ -139,7 +140,7 @@ def lab_check(home, name, section, base, kernel, stock):
     """One run in the lab, or None if this kernel cannot have it."""
     name += "-stock" if stock else ""
     words = shlex.split(" ".join(section.get("options", [])))
-    if kernel == "debug" and (stock or not for_debug(words)):
+    if kernel == "debug" and (stock or not section.get("debug", True) or not for_debug(words)):
         return None
     full = f"{name}-{base}" + ("-debug" if kernel == "debug" else "")
     folder = os.path.join("out", "lab", full)
