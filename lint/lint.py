@@ -270,8 +270,8 @@ def check_padding(source):
                    input="#include <linux/types.h>\n" + struct)
         for line in done.stderr.splitlines():
             if re.search("(warning|error):", line):
-                what = re.sub(r"^.*?(warning|error): ", "", line)
-                found.add(UAPI, f"{struct.splitlines()[0][:-2]}: {what}", line)
+                what = f"{struct.splitlines()[0][:-2]}: " + re.sub(r"^.*?(warning|error): ", "", line)
+                found.add(UAPI, what, f"{UAPI}: {what}")
     return found
 
 
