@@ -25,7 +25,7 @@ LIBVFIO := $(filter true,$(shell kit/get bases/$(BASE) facts.libvfio))
 
 PROGRAMS := out/lab/wbinvd_test out/lab/wbinvd.so out/lab/ept_test out/lab/bench \
 	    out/lab/mixed_test out/lab/mtty_test out/lab/budget_test out/lab/torture_test out/lab/dma_test $(SELFTESTS:%=$(O)/%) $(O)/nested_test \
-	    $(O)/vfio_testdev/vfio_testdev.ko out/lab/mixtures_test $(O)/mixtures \
+	    $(O)/vfio_testdev/vfio_testdev.ko out/lab/mixtures_test $(O)/mixtures $(O)/kselftest \
 	    $(LIBVFIO:true=$(O)/libvfio)
 
 .PHONY: help
@@ -40,7 +40,8 @@ help:
 	@echo '  make coverage     which lines of ours did they reach?'
 	@echo '  make locks        were the locks taken in the documented order?'
 	@echo '  make torture      the whole interface at random, compared with a model, and races: 200,000'
-	@echo '                    steps ($(CHECK_BASES) unless BASE is given); LONG=1: 2,000,000; SEED=N'
+	@echo '                    steps ($(CHECK_BASES) unless BASE is given); LONG=1: 2,000,000; SEED=N;'
+	@echo '                    and all of the kernel'"'"'s own KVM selftests, beside stock'
 	@echo '  make mutants      break the device in many ways: do the tests notice?'
 	@echo '  make bench        what it costs, beside the stock modules, in instructions'
 	@echo '  make modules      $(O)/modules/{kvm,kvm-amd,kvm-intel,vfio,vfio_iommu_type1}.ko for Debian'
@@ -184,6 +185,11 @@ out/lab/wbinvd.so: lab/machines/plugin/wbinvd.c lab/machines/plugin/qemu-plugin.
 $(O)/nested_test: | tree
 	@tests/nested/nested_build $(BASE)
 
+# The kernel's own tests of KVM, of the tree with our changes
+.PHONY: $(O)/kselftest
+$(O)/kselftest: | tree
+	@tests/kselftest/kselftest_build $(BASE)
+
 .PHONY: $(O)/libvfio
 $(O)/libvfio: | tree
 	@tests/libvfio/libvfio_build $(BASE)
@@ -233,14 +239,18 @@ coverage:
 locks:
 	@tests/locks/locks $(BASE)
 
-# Under the debug kernel as well, where that is built
+# Under the debug kernel as well, where that is built. Both run, whatever the first one says.
 .PHONY: torture
 torture: setup
 	@set -e; for base in $(CHECK_BASES); do \
-		$(MAKE) BASE=$$base modules out/lab/torture_test out/$$base/vfio_testdev/vfio_testdev.ko; \
+		$(MAKE) BASE=$$base modules out/lab/torture_test out/$$base/vfio_testdev/vfio_testdev.ko \
+			out/$$base/kselftest; \
 		[ ! -e out/$$base/debug/bzImage ] || tests/fixtures/build $$base debug; done
-	@tests/torture/torture --base $(subst $(empty) $(empty),$(comma),$(CHECK_BASES)) \
-		--steps $(if $(LONG),2000000,200000) $(if $(SEED),--seed $(SEED))
+	@failed=0; bases=$(subst $(empty) $(empty),$(comma),$(CHECK_BASES)); \
+	tests/torture/torture --base $$bases --steps $(if $(LONG),2000000,200000) \
+		$(if $(SEED),--seed $(SEED)) || failed=1; \
+	tests/kselftest/kselftest --base $$bases || failed=1; \
+	exit $$failed
 
 # Breaks the device in many ways, one at a time; about a minute each.
 .PHONY: mutants
