@@ -232,6 +232,7 @@ void end_processes(void);
 extern bool faults;		/* each call of a walk is made to fail in each place */
 extern unsigned long faults_injected;
 const char *no_faults(void);
+void fault_open(void);
 void fault_begin(int kind);
 /* It failed because it was made to, and has to be done again. */
 bool fault_again(int result, bool any_error);

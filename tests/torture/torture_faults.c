@@ -58,12 +58,17 @@ static bool has_failed(void)
 	return false;
 }
 
+/* Before the first step: steps know which descriptor is the next one. */
+void fault_open(void)
+{
+	if (faults)
+		control = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
+}
+
 void fault_begin(int kind)
 {
 	if (!faults)
 		return;
-	if (control < 0)
-		control = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
 	place = ++next_place[kind];
 	fail_at(place);
 }

@@ -168,9 +168,12 @@ static void change_number(struct step *step)
 {
 	struct step other;
 
-	do {
+	/* None is picked of a kind that walks are without by now. */
+	any_step(&other);
+	if (without_step[step->kind])
+		*step = other;
+	while (other.kind != step->kind)
 		any_step(&other);
-	} while (other.kind != step->kind);
 	switch (chance(3)) {
 	case 0:
 		step->a = other.a;

@@ -96,6 +96,7 @@ static void __attribute__((noreturn)) be_walk(int picked_from)
 	model_begin();
 	open_containers();
 	flushes_here = flushes_counted();
+	fault_open();
 	fuzz_begin();
 	for (walk->at = 0; walk->at < walk->count; walk->at++) {
 		struct step *step = &walk->steps[walk->at];
