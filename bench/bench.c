@@ -1061,26 +1061,6 @@ static void bench_guests(int transitions)
 
 #define DMA_ADDRESS	(4096ul * MIB)
 
-static int map_dma(void *memory, int pages)
-{
-	struct vfio_iommu_type1_dma_map request = {
-		.argsz = sizeof(request),
-		.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
-		.vaddr = (uintptr_t)memory, .iova = DMA_ADDRESS, .size = pages * 4096ull,
-	};
-
-	return ioctl(pool.container, VFIO_IOMMU_MAP_DMA, &request);
-}
-
-static int unmap_dma(int pages)
-{
-	struct vfio_iommu_type1_dma_unmap request = {
-		.argsz = sizeof(request), .iova = DMA_ADDRESS, .size = pages * 4096ull,
-	};
-
-	return ioctl(pool.container, VFIO_IOMMU_UNMAP_DMA, &request);
-}
-
 /* The pool is attached. Of 2 MiB and more, each 2 MiB are one page. */
 static void bench_map(void)
 {
@@ -1088,25 +1068,29 @@ static void bench_map(void)
 	const char *flushed = strcmp(pool.dma, "noncoherent") ? "" : "_flushed";
 	char metric[32];
 	unsigned int i;
-	int j, ret;
+	int j;
 
 	must_put("/proc/sys/vm/nr_hugepages", "4");
 	for (i = 0; i < ARRAY_SIZE(sizes); i++) {
 		int mib = sizes[i] / 256, repeats = sizes[i] < 100000 ? 8 : 2;
 		uint8_t *memory = mib ? alias(mib, true) : anonymous(4096);
 		struct cost mapping = { 0 }, unmapping = { 0 };
+		size_t size = sizes[i] * 4096ul;
+		long ret;
 
 		for (j = 0; j < repeats; j++) {
-			measure(&mapping, j ? room(&mapping) : ~0ull, ret = map_dma(memory, sizes[i]));
+			measure(&mapping, j ? room(&mapping) : ~0ull,
+				ret = container_map(pool.container, memory, DMA_ADDRESS, size));
 			must(ret);
-			measure(&unmapping, j ? room(&unmapping) : ~0ull, ret = unmap_dma(sizes[i]));
+			measure(&unmapping, j ? room(&unmapping) : ~0ull,
+				ret = container_unmap(pool.container, DMA_ADDRESS, size));
 			must(ret);
 		}
 		snprintf(metric, sizeof(metric), "map%s", flushed);
 		row(pool.groups, pool.dma, metric, sizes[i], &mapping);
 		snprintf(metric, sizeof(metric), "unmap%s", flushed);
 		row(pool.groups, pool.dma, metric, sizes[i], &unmapping);
-		munmap(memory, sizes[i] * 4096ul);
+		munmap(memory, size);
 	}
 }
 

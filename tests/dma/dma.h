@@ -55,12 +55,6 @@ void must_be_flushed(const char *memory, int n, const char *when);
 
 /* ---- containers ---------------------------------------------------------- */
 
-int map_flags(int container, void *memory, uint64_t iova, size_t size, uint32_t flags);
-int map(int container, void *memory, uint64_t iova, size_t size);
-/* The number of bytes, or -1 */
-long unmap(int container, uint64_t iova, size_t size);
-long unmap_all(int container);
-
 /* As group_attach(), in a phase: what that flushes is nothing else. */
 int attach_phase(int group, bool coherent);
 /* @group joins; @lines are flushed, and those of the test's pages. */

@@ -22,7 +22,7 @@ static void failing_phase(int container, void *memory, size_t size, int error, i
 	long before = pins();
 
 	phase("mapping fails half way: %s", strerror(error));
-	if (!map(container, memory, AT, size) || errno != error)
+	if (!container_map(container, memory, AT, size) || errno != error)
 		fail("it does not fail by that, but by %s", strerror(errno));
 	expect_clflushes((pages + unwound) * LINES, (pages + unwound) * LINES);
 	phase_end();
@@ -30,7 +30,7 @@ static void failing_phase(int container, void *memory, size_t size, int error, i
 		fail("%ld pages are still pinned", pins() - before);
 	if (locked_kb())
 		fail("%ld kB are still locked", locked_kb());
-	if (unmap(container, AT, size))
+	if (container_unmap(container, AT, size))
 		fail("something is still mapped");
 }
 
@@ -64,7 +64,7 @@ static void memlock(void)
 	must(setrlimit(RLIMIT_MEMLOCK, &limit));
 	phase("mapping fails at RLIMIT_MEMLOCK");
 	must(seteuid(65534));
-	ret = map(container, memory, AT, 16 * PAGE);
+	ret = container_map(container, memory, AT, 16 * PAGE);
 	must(seteuid(0));
 	if (!ret)
 		fail("it does not fail");
@@ -112,7 +112,7 @@ static void no_room_for_emulated(void)
 	int bad = group_of(NONCOHERENT), good = group_of(COHERENT);
 	long before = pins(), lines;
 
-	must(map(container, same_page(4), AT, 4 * PAGE));
+	must(container_map(container, same_page(4), AT, 4 * PAGE));
 	must_put(ROOM, "%d", TEST_PAGES + 2);
 	phase("a non-coherent group cannot join emulated ones");
 	if (!group_join(bad, container) || errno != ENOSPC)
@@ -141,7 +141,7 @@ static pid_t fork_mapper(int container, size_t size, int go, int done)
 	memory = huge_pages(size / HUGE_PAGE);
 	must(pin(0, 1));
 	must(read(go, &byte, 1));
-	map(container, memory, 1ull << 30, size);
+	container_map(container, memory, 1ull << 30, size);
 	must(write(done, "x", 1));
 	for (;;)
 		pause();
@@ -187,7 +187,7 @@ static void kill_mapper(size_t size, int skip, long chunks, long most)
 	if (free_huge_pages() != pages)
 		fail("%ld huge pages are still in use", pages - free_huge_pages());
 	/* The container is ours, and nothing is left in it. */
-	if (unmap_all(container))
+	if (container_unmap_all(container))
 		fail("something is still mapped");
 }
 
@@ -208,8 +208,9 @@ static void map_and_wait(void)
 {
 	int container = group_attach(group_of(NONCOHERENT));
 
-	must(map(container, same_page(4), AT, 4 * PAGE));
-	must(map(container, huge_pages(doomed_pages), 1ull << 30, doomed_pages * HUGE_PAGE));
+	must(container_map(container, same_page(4), AT, 4 * PAGE));
+	must(container_map(container, huge_pages(doomed_pages), 1ull << 30,
+			   doomed_pages * HUGE_PAGE));
 }
 
 static void killed_with_mappings(void)

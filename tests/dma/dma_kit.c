@@ -4,7 +4,6 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <stdlib.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 
 #include "dma.h"
@@ -227,49 +226,6 @@ void must_be_flushed(const char *memory, int n, const char *when)
 	free(mapped);
 }
 
-/* ---- containers ---------------------------------------------------------- */
-
-int map_flags(int container, void *memory, uint64_t iova, size_t size, uint32_t flags)
-{
-	struct vfio_iommu_type1_dma_map request = {
-		.argsz = sizeof(request),
-		.flags = flags,
-		.vaddr = (uintptr_t)memory,
-		.iova = iova,
-		.size = size,
-	};
-
-	return ioctl(container, VFIO_IOMMU_MAP_DMA, &request);
-}
-
-int map(int container, void *memory, uint64_t iova, size_t size)
-{
-	return map_flags(container, memory, iova, size,
-			 VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE);
-}
-
-static long unmap_flags(int container, uint64_t iova, size_t size, uint32_t flags)
-{
-	struct vfio_iommu_type1_dma_unmap request = {
-		.argsz = sizeof(request),
-		.flags = flags,
-		.iova = iova,
-		.size = size,
-	};
-
-	return ioctl(container, VFIO_IOMMU_UNMAP_DMA, &request) ? -1 : (long)request.size;
-}
-
-long unmap(int container, uint64_t iova, size_t size)
-{
-	return unmap_flags(container, iova, size, 0);
-}
-
-long unmap_all(int container)
-{
-	return unmap_flags(container, 0, 0, VFIO_DMA_UNMAP_FLAG_ALL);
-}
-
 /* ---- phases -------------------------------------------------------------- */
 
 static long test_lines(bool new_noncoherent_domain)
@@ -309,7 +265,7 @@ void leave_phase(int group, long lines)
 void map_phase(int container, void *memory, uint64_t iova, size_t size, int runs, long lines)
 {
 	phase("%zu KiB are mapped, in %d runs", size >> 10, runs);
-	must(map(container, memory, iova, size));
+	must(container_map(container, memory, iova, size));
 	expect_clflushes(lines, lines);
 	expect_event(MAPPED, lines / runs, lines);
 	phase_end();
@@ -323,7 +279,7 @@ void unmap_phase(int container, uint64_t iova, size_t size, int runs, long lines
 	long before_last = (runs - 1) / SYNC_MAX * SYNC_MAX * (lines / runs);
 
 	phase("%zu KiB are unmapped, in %d runs", size >> 10, runs);
-	if (must(unmap(container, iova, size)) != (long)size)
+	if (must(container_unmap(container, iova, size)) != (long)size)
 		fail("not all of it was unmapped");
 	expect_clflushes(lines, lines);
 	expect_event(UNMAPPED, 0, before_last);

@@ -85,7 +85,7 @@ static void new_container(void)
 	phase_end();
 	must_be_attached_to(NONCOHERENT, "blocked");
 	must_be_in_a_container(group, true);
-	if (!map(container, memory, AT, PAGE))
+	if (!container_map(container, memory, AT, PAGE))
 		fail("memory can be mapped without an IOMMU");
 
 	may("allow");

@@ -54,11 +54,11 @@ static void small_pages(void)
 static void map_and_unmap(const char *what, int container, char *memory, int pages, long lines)
 {
 	phase("%s", what);
-	must(map(container, memory, AT, pages * PAGE));
+	must(container_map(container, memory, AT, pages * PAGE));
 	expect_clflushes(lines, lines);
 	phase_end();
 	phase("and unmapped");
-	must(unmap(container, AT, pages * PAGE));
+	must(container_unmap(container, AT, pages * PAGE));
 	expect_clflushes(lines, lines);
 	phase_end();
 }
@@ -88,13 +88,13 @@ static void map_and_unmap_these(int container, char *memory, int n)
 {
 	forget_flushed();
 	phase("the %d pages are mapped", n);
-	must(map(container, memory, AT, n * PAGE));
+	must(container_map(container, memory, AT, n * PAGE));
 	expect_clflushes(n * LINES, n * LINES);
 	phase_end();
 	must_be_flushed(memory, n, "mapped");
 	forget_flushed();
 	phase("and unmapped");
-	must(unmap(container, AT, n * PAGE));
+	must(container_unmap(container, AT, n * PAGE));
 	expect_clflushes(n * LINES, n * LINES);
 	phase_end();
 	must_be_flushed(memory, n, "unmapped");
@@ -114,12 +114,12 @@ static void registers(void)
 	char *memory = same_page(3);
 
 	phase("a page of a device's registers is mapped");
-	must(map(container, mmio_page(NULL), AT, PAGE));
+	must(container_map(container, mmio_page(NULL), AT, PAGE));
 	expect_clflushes(0, 0);
 	expect_event(MAPPED, 0, 0);
 	phase_end();
 	phase("and unmapped");
-	must(unmap(container, AT, PAGE));
+	must(container_unmap(container, AT, PAGE));
 	expect_clflushes(0, 0);
 	expect_event(SYNCED, 0, 0);
 	phase_end();
@@ -137,12 +137,12 @@ static void zeroes(void)
 	if (memory == MAP_FAILED || *(volatile char *)memory)
 		fail("no page of zeroes");
 	phase("a page that was never written to is mapped to be read");
-	must(map_flags(container, memory, AT, PAGE, VFIO_DMA_MAP_FLAG_READ));
+	must(container_map_flags(container, memory, AT, PAGE, VFIO_DMA_MAP_FLAG_READ));
 	expect_clflushes(LINES, LINES);
 	expect_event(MAPPED, LINES, LINES);
 	phase_end();
 	phase("and unmapped");
-	must(unmap(container, AT, PAGE));
+	must(container_unmap(container, AT, PAGE));
 	expect_clflushes(LINES, LINES);
 	phase_end();
 }
@@ -154,7 +154,7 @@ static void all_at_once(void)
 	map_phase(container, same_page(4), AT, 4 * PAGE, 4, 4 * LINES);
 	map_phase(container, huge_pages(1), HUGE_PAGE, HUGE_PAGE, 1, HUGE_LINES);
 	phase("all is unmapped by one call");
-	if (must(unmap_all(container)) != (long)(4 * PAGE + HUGE_PAGE))
+	if (must(container_unmap_all(container)) != (long)(4 * PAGE + HUGE_PAGE))
 		fail("not all was unmapped");
 	expect_clflushes(4 * LINES + HUGE_LINES, 4 * LINES + HUGE_LINES);
 	phase_end();
@@ -234,7 +234,7 @@ static void emulated(void)
 	int good = group_of(COHERENT), bad = group_of(NONCOHERENT);
 
 	phase("memory for emulated devices is not mapped");
-	must(map(container, same_page(4), AT, 4 * PAGE));
+	must(container_map(container, same_page(4), AT, 4 * PAGE));
 	expect_clflushes(0, 0);
 	phase_end();
 	join_phase(bad, container, 4 * LINES, true);
@@ -243,7 +243,7 @@ static void emulated(void)
 	leave_phase(good, 0);
 	join_phase(bad, container, 4 * LINES, true);
 	phase("and unmapped");
-	must(unmap(container, AT, 4 * PAGE));
+	must(container_unmap(container, AT, 4 * PAGE));
 	expect_clflushes(4 * LINES, 4 * LINES);
 	phase_end();
 }

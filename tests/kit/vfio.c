@@ -84,6 +84,48 @@ int container_set_iommu(int container)
 	return ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU);
 }
 
+int container_map_flags(int container, void *memory, uint64_t iova, size_t size,
+			uint32_t flags)
+{
+	struct vfio_iommu_type1_dma_map request = {
+		.argsz = sizeof(request),
+		.flags = flags,
+		.vaddr = (uintptr_t)memory,
+		.iova = iova,
+		.size = size,
+	};
+
+	return ioctl(container, VFIO_IOMMU_MAP_DMA, &request);
+}
+
+int container_map(int container, void *memory, uint64_t iova, size_t size)
+{
+	return container_map_flags(container, memory, iova, size,
+				   VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE);
+}
+
+static long unmap_flags(int container, uint64_t iova, size_t size, uint32_t flags)
+{
+	struct vfio_iommu_type1_dma_unmap request = {
+		.argsz = sizeof(request),
+		.flags = flags,
+		.iova = iova,
+		.size = size,
+	};
+
+	return ioctl(container, VFIO_IOMMU_UNMAP_DMA, &request) ? -1 : (long)request.size;
+}
+
+long container_unmap(int container, uint64_t iova, size_t size)
+{
+	return unmap_flags(container, iova, size, 0);
+}
+
+long container_unmap_all(int container)
+{
+	return unmap_flags(container, 0, 0, VFIO_DMA_UNMAP_FLAG_ALL);
+}
+
 /* ---- the KVM-VFIO device of a VM ----------------------------------------- */
 
 int kvm_vfio_create(int vm)

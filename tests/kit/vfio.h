@@ -8,6 +8,7 @@
 
 #include <linux/kvm.h>
 #include <linux/vfio.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "files.h"
@@ -33,6 +34,13 @@ int open_container(void);
 int group_join(int group, int container);
 int group_leave(int group);
 int container_set_iommu(int container);
+/* For reading and writing, unless it says something else */
+int container_map(int container, void *memory, uint64_t iova, size_t size);
+int container_map_flags(int container, void *memory, uint64_t iova, size_t size,
+			uint32_t flags);
+/* The number of bytes, or -1 */
+long container_unmap(int container, uint64_t iova, size_t size);
+long container_unmap_all(int container);
 
 /* ---- the KVM-VFIO device of a VM ----------------------------------------- */
 

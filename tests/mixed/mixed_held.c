@@ -233,30 +233,31 @@ static void test_readers_are_killed(void)
 	}
 }
 
+static int call_map(void)
+{
+	return call(container_map(containers[0].fd, vms[0].vm.memory, 0, 4096));
+}
+
 /* No memory can be mapped for DMA before the VM is non-coherent. */
 static void test_no_dma_before(void)
 {
 	int id = plug(false, NONE), file = open_group(devices[id].group);
-	struct vfio_iommu_type1_dma_map map = {
-		.argsz = sizeof(map), .flags = VFIO_DMA_MAP_FLAG_READ,
-		.vaddr = (uintptr_t)vms[0].vm.memory, .size = 4096,
-	};
 
 	test_readable();
 	join(file, 0);
 	add(0, file);
 	begin("VFIO_IOMMU_MAP_DMA before SET_IOMMU");
-	expect_result(call(ioctl(containers[0].fd, VFIO_IOMMU_MAP_DMA, &map)), -EINVAL);
+	expect_result(call_map(), -EINVAL);
 	begin("SET_IOMMU is held before the VM is non-coherent");
 	hold(call_set_iommu, "kvm:kvm_arch_register_noncoherent_dma");
 	begin("VFIO_IOMMU_MAP_DMA before the VM is non-coherent");
-	expect_result(call(ioctl(containers[0].fd, VFIO_IOMMU_MAP_DMA, &map)), -EINVAL);
+	expect_result(call_map(), -EINVAL);
 	goes_on();
 	begin("SET_IOMMU goes on");
 	expect_result(held.result, 0);
 	model_set_iommu(0);
 	begin("VFIO_IOMMU_MAP_DMA after SET_IOMMU");
-	expect_result(call(ioctl(containers[0].fd, VFIO_IOMMU_MAP_DMA, &map)), 0);
+	expect_result(call_map(), 0);
 	expect_noncoherent(0, true);
 }
 
