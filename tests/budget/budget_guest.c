@@ -64,12 +64,12 @@ static const uint8_t reset_code[] = {
 
 struct vcpu *vm_create(struct vm *vm, int cpu)
 {
-	char *reset = guest_memory(0x1000);
+	char *reset = shared_memory(0x1000);
 
 	memset(vm, 0, sizeof(*vm));
 	vm->fd = create_vm();
 	must(ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0));
-	vm->mem = guest_memory(GUEST_MEM);
+	vm->mem = shared_memory(GUEST_MEM);
 	memcpy(vm->mem + WBINVD_AT, guest_code, sizeof(guest_code));
 	memcpy(vm->mem + NMI_HANDLER, nmi_code, sizeof(nmi_code));
 	memcpy(vm->mem + EMULATED_CODE, emulated_code, sizeof(emulated_code));

@@ -210,17 +210,22 @@ void expect_level(uint64_t gpa, int level)
 
 void start_trace(void)
 {
+	static const char *const on[] = {
+		TRACING "events/kvmmmu/kvm_mmu_set_spte/enable",
+		TRACING "events/kvmmmu/kvm_tdp_mmu_spte_changed/enable",
+		TRACING "events/kvm/kvm_exit/enable",
+		TRACING "events/kvm/kvm_entry/enable",
+		TRACING "events/lab/wbinvd/enable",
+		TRACING "events/lab/leave/enable",
+		TRACING "tracing_on",
+	};
 	char scrap[4096];
+	unsigned int i;
 
 	must_put(TRACING "current_tracer", "nop");
 	must_put(TRACING "events/enable", "0");
-	must_put(TRACING "events/kvmmmu/kvm_mmu_set_spte/enable", "1");
-	must_put(TRACING "events/kvmmmu/kvm_tdp_mmu_spte_changed/enable", "1");
-	must_put(TRACING "events/kvm/kvm_exit/enable", "1");
-	must_put(TRACING "events/kvm/kvm_entry/enable", "1");
-	must_put(TRACING "events/lab/wbinvd/enable", "1");
-	must_put(TRACING "events/lab/leave/enable", "1");
-	must_put(TRACING "tracing_on", "1");
+	for (i = 0; i < ARRAY_SIZE(on); i++)
+		must_put(on[i], "1");
 	trace_marker = must(open(TRACING "trace_marker", O_WRONLY | O_CLOEXEC));
 	trace_pipe = must(open(TRACING "trace_pipe",
 			       O_RDONLY | O_NONBLOCK | O_CLOEXEC));

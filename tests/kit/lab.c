@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -48,6 +49,16 @@ void end_test(int how, const char *format, ...)
 const char *why_ended(void)
 {
 	return reason;
+}
+
+void *shared_memory(size_t size)
+{
+	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+			    -1, 0);
+
+	if (memory == MAP_FAILED)
+		fail("no shared memory: %s", strerror(errno));
+	return memory;
 }
 
 /* ---- waiting ------------------------------------------------------------- */

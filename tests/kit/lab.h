@@ -54,6 +54,9 @@ const char *why_ended(void);
 	must_ret;							\
 })
 
+/* Of zeroes, the same for processes that this one forks later; fails */
+void *shared_memory(size_t size);
+
 /* ---- waiting ------------------------------------------------------------- */
 
 /* Some seconds, but for less time than hold.ko holds a thread at most */

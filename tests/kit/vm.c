@@ -25,16 +25,6 @@ int create_vm(void)
 	return vm;
 }
 
-void *guest_memory(size_t size)
-{
-	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
-			    -1, 0);
-
-	if (memory == MAP_FAILED)
-		fail("no memory for a guest");
-	return memory;
-}
-
 void add_memory(int vm, int slot, uint64_t gpa, size_t size, void *memory)
 {
 	struct kvm_userspace_memory_region region = {
@@ -135,7 +125,7 @@ void make_wbinvd_vm(struct wbinvd_vm *vm)
 		fail("no thread");
 	if (vm->fd < 0)
 		fail("no VM");
-	vm->memory = guest_memory(4096);
+	vm->memory = shared_memory(4096);
 	memcpy(vm->memory, wbinvd_code, sizeof(wbinvd_code));
 	add_memory(vm->fd, 0, ENTRY, 4096, vm->memory);
 	vm->vcpu = must(ioctl(vm->fd, KVM_CREATE_VCPU, 0));

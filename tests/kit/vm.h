@@ -12,8 +12,6 @@
 int open_kvm(void);
 int create_vm(void);
 
-/* Zeroed memory of a guest; it becomes that by add_memory(). */
-void *guest_memory(size_t size);
 void add_memory(int vm, int slot, uint64_t gpa, size_t size, void *memory);
 
 struct kvm_run *map_vcpu(int vcpu, size_t *size);

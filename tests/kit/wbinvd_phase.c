@@ -392,10 +392,7 @@ static void prepare(void)
 	noncoherent_host = !strcmp(snoop, "off");
 	if (kernel && !strcmp(kernel, "debug"))
 		patience = 6;
-	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
-		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (shared == MAP_FAILED)
-		fail("no shared memory");
+	shared = shared_memory(sizeof(*shared));
 	shared->next_phase = MARK_FIRST_PHASE;
 	make_marks();
 	must(pin(0, 0));

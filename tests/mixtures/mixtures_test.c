@@ -160,7 +160,7 @@ static void run_vm(void)
 {
 	/* out %al, $0x42; hlt */
 	static const uint8_t code[] = { 0xe6, 0x42, 0xf4 };
-	void *memory = guest_memory(0x1000);
+	void *memory = shared_memory(0x1000);
 	int vm = create_vm(), vcpu;
 	struct kvm_run *run;
 	size_t size;

@@ -43,16 +43,10 @@ static struct fuzz {
 static int control = -1;
 static uint64_t *places;		/* their number, and their addresses */
 
-static void *shared_memory(size_t size, int fd)
-{
-	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE,
-			    MAP_SHARED | (fd < 0 ? MAP_ANONYMOUS : 0), fd, 0);
-
-	return memory == MAP_FAILED ? NULL : memory;
-}
-
 const char *no_kcov(void)
 {
+	void *memory;
+
 	if (control < 0)
 		control = open(DEBUGFS "kcov", O_RDWR | O_CLOEXEC);
 	if (control < 0)
@@ -60,11 +54,13 @@ const char *no_kcov(void)
 	if (places)
 		return NULL;
 	must(ioctl(control, KCOV_INIT_TRACE, PLACES));
-	places = shared_memory(PLACES * sizeof(*places), control);
-	fuzz = shared_memory(sizeof(*fuzz), -1);
+	fuzz = shared_memory(sizeof(*fuzz));
 	kept = calloc(KEPT, sizeof(*kept));
-	if (!places || !fuzz || !kept)
+	memory = mmap(NULL, PLACES * sizeof(*places), PROT_READ | PROT_WRITE, MAP_SHARED,
+		      control, 0);
+	if (!kept || memory == MAP_FAILED)
 		fail("no memory to follow a walk");
+	places = memory;
 	return NULL;
 }
 
@@ -168,12 +164,12 @@ static void change_number(struct step *step)
 {
 	struct step other;
 
-	/* None is picked of a kind that walks are without by now. */
-	any_step(&other);
-	if (without_step[step->kind])
-		*step = other;
-	while (other.kind != step->kind)
+	do {
 		any_step(&other);
+		/* None is picked of a kind that walks are without by now. */
+		if (without_step[step->kind])
+			*step = other;
+	} while (other.kind != step->kind);
 	switch (chance(3)) {
 	case 0:
 		step->a = other.a;

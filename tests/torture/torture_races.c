@@ -14,7 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -350,10 +349,7 @@ void test_races(void)
 	int status;
 	pid_t pid;
 
-	race = mmap(NULL, sizeof(*race), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
-		    -1, 0);
-	if (race == MAP_FAILED)
-		fail("no shared memory");
+	race = shared_memory(sizeof(*race));
 	restore_devices();
 	fflush(stdout);
 	pid = must(fork());

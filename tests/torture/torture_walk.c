@@ -10,7 +10,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -301,10 +300,7 @@ static void share_walk(void)
 {
 	if (walk)
 		return;
-	walk = mmap(NULL, sizeof(*walk), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
-		    -1, 0);
-	if (walk == MAP_FAILED)
-		fail("no shared memory");
+	walk = shared_memory(sizeof(*walk));
 	must(prctl(PR_SET_CHILD_SUBREAPER, 1));
 }
 

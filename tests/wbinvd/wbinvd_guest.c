@@ -35,7 +35,7 @@ void vm_create(struct vm *vm)
 	memset(vm, 0, sizeof(*vm));
 	vm->fd = create_vm();
 	vm->dev = -1;
-	vm->mem = guest_memory(GUEST_MEM);
+	vm->mem = shared_memory(GUEST_MEM);
 	memcpy(vm->mem + GUEST_CODE, guest_code, sizeof(guest_code));
 	add_memory(vm->fd, 0, 0, GUEST_MEM, vm->mem);
 }
