@@ -32,7 +32,8 @@ import subprocess
 
 from kit import bases
 from kit import kbuild
-from kit.common import TOP, Problem, need, read, read_bytes, step, write
+from kit.common import TOP, Problem, need, read, read_bytes, step
+from tests import records
 
 REASONS = os.path.join(TOP, "tests/coverage/unreached.toml")
 FOLDERS = ("arch/", "drivers/", "virt/")
@@ -56,15 +57,6 @@ def run(base, *words):
 def tool(base, name):
     """gcov or gcov-tool of the compiler that built the kernel"""
     return kbuild.compiler(base).replace("gcc", name)
-
-
-def runs(base):
-    """The folders with the counts of the kernel that is built."""
-    kernel = os.path.join(TOP, "out", base, "debug/.fingerprint")
-    if not os.path.exists(kernel):
-        raise Problem(f"there is no debug kernel: run make BASE={base} check-debug first.")
-    return [os.path.dirname(path) for path in sorted(glob.glob(os.path.join(TOP, "out/lab/*/gcov/kernel")))
-            if read_bytes(path) == read_bytes(kernel)]
 
 
 def add_up(base, folders, work):
@@ -189,7 +181,7 @@ def main():
     parser.add_argument("--goal", type=float, default=98)
     args = parser.parse_args()
     bases.base(args.base)
-    folders = runs(args.base)
+    folders = records.runs(args.base, "gcov")
     if not folders:
         raise Problem(f"no run of this debug kernel left counts: run make BASE={args.base} check-debug first.")
     work = os.path.join(TOP, "out", args.base, "coverage")
@@ -197,12 +189,5 @@ def main():
     os.makedirs(work)
     wanted = counted(args.base, need("series/assemble", args.base, "--list").split())
     found = explain(args.base, add_up(args.base, folders, work), wanted)
-    said = list(table(found, wanted))
-    cases = list(judge(found, args.goal, reasons()))
-    said += ["KTAP version 1", f"1..{len(cases)}"]
-    for number, (what, good, more) in enumerate(cases, 1):
-        said += [] if good else [f"# {line}" for line in more]
-        said += [f"{'ok' if good else 'not ok'} {number} {what}"]
-    print("\n".join(said))
-    write(os.path.join(work, "report"), "\n".join(said) + "\n")
-    return int(not all(good for _, good, _ in cases))
+    return records.report(os.path.join(work, "report"), table(found, wanted),
+                          list(judge(found, args.goal, reasons())))

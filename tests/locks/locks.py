@@ -22,13 +22,13 @@ out/BASE/locks/graph has the whole graph.
 import argparse
 import bisect
 import collections
-import glob
 import itertools
 import os
 import re
 
 from kit import bases
-from kit.common import TOP, Problem, read, read_bytes, write
+from kit.common import TOP, Problem, read, write
+from tests import records
 
 DOCUMENT = os.path.join(TOP, "Documentation/virtual/kvm/devices/vfio.txt")
 NAMES = os.path.join(TOP, "tests/locks/order.toml")
@@ -176,15 +176,6 @@ class Graph:
                 yield f"  -> {' '.join(at)} {self.names[at]} ({run})"
 
 
-def runs(base):
-    """The folders with the graphs of the kernel that is built."""
-    kernel = os.path.join(TOP, "out", base, "debug/.fingerprint")
-    if not os.path.exists(kernel):
-        raise Problem(f"there is no debug kernel: run make BASE={base} check-debug first.")
-    return [os.path.dirname(path) for path in sorted(glob.glob(os.path.join(TOP, "out/lab/*/locks/kernel")))
-            if read_bytes(path) == read_bytes(kernel)]
-
-
 def add_up(folders):
     graph = Graph()
     for folder in folders:
@@ -233,7 +224,7 @@ def main():
     parser.add_argument("base", metavar="BASE")
     args = parser.parse_args()
     order = Order(args.base, read(DOCUMENT), bases.toml(NAMES))
-    folders = runs(args.base)
+    folders = records.runs(args.base, "locks")
     if not folders:
         raise Problem("no run of this debug kernel left a graph: "
                       f"run make BASE={args.base} check-debug first.")
@@ -242,11 +233,4 @@ def main():
     write(os.path.join(work, "graph"), "\n".join(graph.text()) + "\n")
     said = [f"# {len(graph.names)} classes of locks, "
             f"{sum(map(len, graph.inside.values()))} dependencies, of {len(folders)} runs"]
-    cases = list(judge(order, graph))
-    said += ["KTAP version 1", f"1..{len(cases)}"]
-    for number, (what, good, more) in enumerate(cases, 1):
-        said += [] if good else [f"# {line}" for line in more]
-        said += [f"{'ok' if good else 'not ok'} {number} {what}"]
-    print("\n".join(said))
-    write(os.path.join(work, "report"), "\n".join(said) + "\n")
-    return int(not all(good for _, good, _ in cases))
+    return records.report(os.path.join(work, "report"), said, list(judge(order, graph)))

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What runs with the debug kernel leave in out/lab/NAME/KIND, and the report of what is judged by it."""
+
+import glob
+import os
+
+from kit.common import TOP, Problem, read_bytes, write
+
+
+def runs(base, kind):
+    """The folders of the runs with the kernel that is built."""
+    kernel = os.path.join(TOP, "out", base, "debug/.fingerprint")
+    if not os.path.exists(kernel):
+        raise Problem(f"there is no debug kernel: run make BASE={base} check-debug first.")
+    return [os.path.dirname(path) for path in sorted(glob.glob(os.path.join(TOP, "out/lab/*", kind, "kernel")))
+            if read_bytes(path) == read_bytes(kernel)]
+
+
+def report(path, said, cases):
+    """Print the lines SAID and CASES, (what, is it so, what to say of it) each, as KTAP, and keep that
+    in PATH; the exit status."""
+    lines = [*said, "KTAP version 1", f"1..{len(cases)}"]
+    for number, (what, good, more) in enumerate(cases, 1):
+        lines += [] if good else [f"# {line}" for line in more]
+        lines += [f"{'ok' if good else 'not ok'} {number} {what}"]
+    print("\n".join(lines))
+    write(path, "\n".join(lines) + "\n")
+    return int(not all(good for _, good, _ in cases))
