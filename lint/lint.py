@@ -266,13 +266,20 @@ def check_padding(source):
     if not structs:
         raise Problem(f"{UAPI} has no structure of ours.")
     for struct in structs:
-        done = run(["gcc", "-x", "c", "-fsyntax-only", "-Wpadded", "-"],
-                   input="#include <linux/types.h>\n" + struct)
-        for line in done.stderr.splitlines():
-            if re.search("(warning|error):", line):
-                what = f"{struct.splitlines()[0][:-2]}: " + re.sub(r"^.*?(warning|error): ", "", line)
-                found.add(UAPI, what, f"{UAPI}: {what}")
+        # It is compiled as a program's would be.
+        done = run([bases.host()["compiler"], "-x", "c", "-fsyntax-only", "-Wpadded", "-"],
+                   input="#include <linux/types.h>\n" + struct, env={**os.environ, "LC_ALL": "C"})
+        for text in re.findall(r"(?:warning|error): (.*)", done.stderr):
+            what = f"{struct.splitlines()[0][:-2]}: {hole(text) if '[-Wpadded]' in text else text}"
+            found.add(UAPI, what, f"{UAPI}: {what}")
     return found
+
+
+def hole(text):
+    """What gcc says of one, and what to do."""
+    member = re.search(r"to align '(\w+)'", text)
+    where = f"before '{member[1]}'" if member else "at the end"
+    return f"padding {where}, which no code sets: put a member there, and set it to 0."
 
 
 # --- our own semantic checks -----------------------------------------------------------------
