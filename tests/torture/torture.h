@@ -234,8 +234,10 @@ extern unsigned long faults_injected;
 const char *no_faults(void);
 void fault_open(void);
 void fault_begin(int kind);
+/* How a call may fail that is made to, but for ENOMEM; see CALL() */
+enum { BY_EFAULT = 1, BY_ANY_OTHER = 2 };
 /* It failed because it was made to, and has to be done again. */
-bool fault_again(int result, bool any_error);
+bool fault_again(int result, int how);
 
 /* ---- fuzzing ------------------------------------------------------------- */
 
@@ -253,19 +255,25 @@ void fuzz_print(void);
 
 extern int current_kind;
 
-#define FAULTY(expr, any_error)						\
+#define FAULTY(expr, how)						\
 ({									\
 	int faulty_ret;							\
 									\
 	do {								\
 		fault_begin(current_kind);				\
 		faulty_ret = call(expr);				\
-	} while (fault_again(faulty_ret, any_error));			\
+	} while (fault_again(faulty_ret, how));				\
 	faulty_ret;							\
 })
-/* Calls of KVM's device tell ENOMEM; VFIO's other calls may tell of it otherwise. */
-#define CALL(expr)	FAULTY(expr, false)
-#define CALL_VFIO(expr)	FAULTY(expr, true)
+/*
+ * KVM's calls tell ENOMEM; VFIO's may tell of it otherwise, but not by EFAULT. That is of a
+ * copy from or to user space, and only calls to which a pointer is passed have one: ..._COPY().
+ * On VMX, which no walk runs on, KVM_CREATE_VCPU has it of the APIC access page as well.
+ */
+#define CALL(expr)		FAULTY(expr, 0)
+#define CALL_COPY(expr)		FAULTY(expr, BY_EFAULT)
+#define CALL_VFIO(expr)		FAULTY(expr, BY_ANY_OTHER)
+#define CALL_VFIO_COPY(expr)	FAULTY(expr, BY_ANY_OTHER | BY_EFAULT)
 
 /* ---- cases --------------------------------------------------------------- */
 

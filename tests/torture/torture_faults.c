@@ -73,7 +73,14 @@ void fault_begin(int kind)
 	fail_at(place);
 }
 
-bool fault_again(int result, bool any_error)
+static bool may_fail_by(int result, int how)
+{
+	if (result == -EFAULT)
+		return how & BY_EFAULT;
+	return result == -ENOMEM || how & BY_ANY_OTHER;
+}
+
+bool fault_again(int result, int how)
 {
 	bool failed;
 
@@ -89,7 +96,7 @@ bool fault_again(int result, bool any_error)
 	faults_injected++;
 	if (result >= 0)
 		return false;
-	if (result != -ENOMEM && result != -EFAULT && !any_error)
+	if (!may_fail_by(result, how))
 		return false;		/* or what the model expects */
 	check_all();
 	return true;

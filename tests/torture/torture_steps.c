@@ -134,7 +134,7 @@ static int create_device(struct vm *vm, int how, int *expected)
 	else if (how == HOW_ANEW && vm->has_device)
 		*expected = -EBUSY;
 	close(lowest);
-	ret = CALL(create_device_at(vm->fd, how == HOW_BAD_ADDRESS ? NULL : &request, lowest));
+	ret = CALL_COPY(create_device_at(vm->fd, how == HOW_BAD_ADDRESS ? NULL : &request, lowest));
 	return ret || how == HOW_TEST ? ret : (int)request.fd;
 }
 
@@ -331,7 +331,8 @@ static void step_add_or_del(const struct step *step, bool add)
 	else if (tracks(v, file))
 		expected = -EEXIST;
 	if (is_local(v))
-		ret = add ? CALL(kvm_vfio_add(vm->dev, fd)) : CALL(kvm_vfio_del(vm->dev, fd));
+		ret = add ? CALL_COPY(kvm_vfio_add(vm->dev, fd)) :
+			    CALL_COPY(kvm_vfio_del(vm->dev, fd));
 	else if (vm->dev >= 0)
 		ret = add ? remote_add(v, fd) : remote_del(v, fd);
 	else
@@ -450,7 +451,7 @@ static void step_open(const struct step *step)
 		expected = -ENOENT;
 	else if (live_file(step->a) != NONE)
 		expected = -EBUSY;
-	fd = CALL_VFIO(open_group_number(groups[step->a].number));
+	fd = CALL_VFIO_COPY(open_group_number(groups[step->a].number));
 	expect("opening a group", fd, expected);
 	if (fd >= 0)
 		model_open(step->b, step->a, NONE, NONE, fd);
@@ -478,7 +479,7 @@ static void step_open_device(const struct step *step)
 		expected = -ENODEV;
 	else if (!is_attached(group))
 		expected = -EINVAL;
-	fd = CALL_VFIO(ioctl(fd_of(group, false), VFIO_GROUP_GET_DEVICE_FD, device->name));
+	fd = CALL_VFIO_COPY(ioctl(fd_of(group, false), VFIO_GROUP_GET_DEVICE_FD, device->name));
 	expect("VFIO_GROUP_GET_DEVICE_FD", fd, expected);
 	if (fd >= 0)
 		model_open(step->b, group->group, step->c, step->a, fd);
@@ -550,7 +551,7 @@ static void step_join(const struct step *step)
 		expected = -EINVAL;
 	else if (file->dead)
 		expected = -ENODEV;
-	ret = CALL_VFIO(group_join(fd_of(file, false), containers[container].fd));
+	ret = CALL_VFIO_COPY(group_join(fd_of(file, false), containers[container].fd));
 	expect("VFIO_GROUP_SET_CONTAINER", ret, expected);
 	if (!ret)
 		model_join(step->a, container);
