@@ -5,9 +5,9 @@
  * A VM with such a device may execute WBINVD, which writes back the whole caches of
  * the CPUs that it has run on: a privilege over all others on the host.  It has it
  * for as long as the device is attached to an IOMMU domain that does not enforce
- * coherency.  Whether any may be is the administrator's decision, and this is where
- * it is asked for: before a device or an IOMMU group is attached to such a domain,
- * by who knows the domain.
+ * coherency, or is used without an IOMMU.  Whether any may be is the administrator's
+ * decision, and this is where it is asked for, by who knows the domain: VFIO's type 1
+ * IOMMU driver, the code for devices without an IOMMU, and iommufd, by a pointer.
  */
 #include <linux/device.h>
 #include <linux/errno.h>
@@ -19,7 +19,10 @@
 
 #include "noncoherent.h"
 
-/* Written at any time */
+/*
+ * Written at any time, and read without a lock: who has read it goes on with what it
+ * read.  No other data depends on it, so it takes no memory barrier.
+ */
 static bool vfio_noncoherent_refused;
 
 static int vfio_noncoherent_set(const char *value, const struct kernel_param *kp)
@@ -50,13 +53,15 @@ MODULE_PARM_DESC(noncoherent,
 /**
  * vfio_dev_permit_noncoherent - may a device do DMA that is not coherent?
  * @dev: the device, about to be attached to a domain that does not enforce coherency,
- *	or to be used without an IOMMU
- * @quiet: it is attached to another domain if it may not, so that is not logged
+ *	to join a group whose DMA is no longer coherent with it, or to be used without
+ *	an IOMMU
+ * @quiet: another domain is looked for if it may not, so that is not logged
  *
- * To be asked before anything is changed by the attachment, by which the device could
- * do DMA or a VM becomes non-coherent.
+ * To be asked before the device can do DMA to anything by that, and before a VM
+ * becomes non-coherent.  The answer may be another one the next time.
  *
- * Return: 0, or -EPERM, and the kernel's log names the device.
+ * Return: 0, or -EPERM.  Then the kernel's log names the device, unless @quiet or there
+ * are too many such messages.
  */
 int vfio_dev_permit_noncoherent(struct device *dev, bool quiet)
 {
@@ -74,9 +79,10 @@ static int vfio_group_dev_permit_noncoherent(struct device *dev, void *unused)
 
 /**
  * vfio_group_permit_noncoherent - may the devices of an IOMMU group?
- * @group: the group, about to be attached
+ * @group: the group, about to be attached, or attached to a domain in which nothing is
+ *	mapped yet: the type 1 driver knows what a domain enforces only then
  *
- * As vfio_dev_permit_noncoherent(); the log names the group's first device.
+ * As vfio_dev_permit_noncoherent() for each device, up to the first that may not.
  *
  * Return: 0 or -EPERM.
  */
