@@ -8,10 +8,6 @@
 
 #include "wbinvd_phase.h"
 
-#ifndef KVM_CAP_X86_WBINVD_LIMIT
-#define KVM_CAP_X86_WBINVD_LIMIT	0x1000
-#endif
-
 #define BUDGET	"/sys/module/kvm/parameters/wbinvd_budget"
 
 /* Where the guest's WBINVD is, and the one that KVM emulates */
@@ -60,10 +56,6 @@ void end(struct vcpu *v);
 void end_interrupted(struct vcpu *v, uint64_t rip);
 void interrupt(struct vcpu *v);
 
-/* An interrupt without the vCPU's help: delivery mode NMI or INIT */
-enum { MSI_NMI = 4, MSI_INIT = 5 };
-void send_msi(struct vm *vm, int mode);
-
 long long count(struct vm *vm, const char *name);
 /* Wait until it is @n. */
 void wait_count(struct vm *vm, const char *name, long long n);
@@ -76,8 +68,6 @@ void run_at(struct vcpu *v, uint64_t rip);
 void tell_wbnoinvd(struct vcpu *v, bool has);
 
 void set_budget(int per_mille);
-int try_limit(struct vm *vm, uint32_t flags, uint64_t a, uint64_t b, uint64_t c, uint64_t d);
-void set_limit(struct vm *vm, int per_mille);
 
 /* ---- scenarios ----------------------------------------------------------- */
 

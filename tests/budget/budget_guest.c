@@ -91,18 +91,6 @@ struct vcpu *vm_create(struct vm *vm, int cpu)
 	return vcpu_create(vm, cpu);
 }
 
-/*
- * KVM knows nobody by the ID of a local APIC until the state of one is set or changed,
- * and monitors set it.
- */
-static void set_lapic(int vcpu)
-{
-	struct kvm_lapic_state state;
-
-	must(ioctl(vcpu, KVM_GET_LAPIC, &state));
-	must(ioctl(vcpu, KVM_SET_LAPIC, &state));
-}
-
 static void vcpu_setup(struct vcpu_thread *t)
 {
 	struct vcpu *v = (struct vcpu *)t;
@@ -220,14 +208,6 @@ void interrupt(struct vcpu *v)
 		fail("the vCPU's thread takes no signal");
 }
 
-void send_msi(struct vm *vm, int mode)
-{
-	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = mode << 8 };
-
-	if (must(ioctl(vm->fd, KVM_SIGNAL_MSI, &msi)) != 1)
-		fail("the MSI reached no vCPU");
-}
-
 long long count(struct vm *vm, const char *name)
 {
 	return vm_number(getpid(), vm->fd, name);
@@ -235,31 +215,10 @@ long long count(struct vm *vm, const char *name)
 
 void wait_count(struct vm *vm, const char *name, long long n)
 {
-	double limit = now() + SCENARIO_LIMIT / 2;
-	long long got;
-
-	while ((got = count(vm, name)) != n) {
-		if (got < 0 || now() > limit)
-			fail("%s is %lld and does not become %lld", name, got, n);
-		sleep_ms(1);
-	}
+	wait_vm_number(getpid(), vm->fd, name, n);
 }
 
 void set_budget(int per_mille)
 {
 	must_put(BUDGET, "%d", per_mille);
-}
-
-int try_limit(struct vm *vm, uint32_t flags, uint64_t a, uint64_t b, uint64_t c, uint64_t d)
-{
-	struct kvm_enable_cap cap = {
-		.cap = KVM_CAP_X86_WBINVD_LIMIT, .flags = flags, .args = { a, b, c, d },
-	};
-
-	return ioctl(vm->fd, KVM_ENABLE_CAP, &cap) ? -errno : 0;
-}
-
-void set_limit(struct vm *vm, int per_mille)
-{
-	must(try_limit(vm, 0, per_mille, 0, 0, 0));
 }

@@ -37,7 +37,7 @@ static struct vcpu *spent(int budget, int limit)
 
 	set_budget(budget);
 	if (limit)
-		set_limit(&vm, limit);
+		set_wbinvd_limit(vm.fd, limit);
 	hold_at(wbinvd_function(), SPENT_MS);
 	phase("a WBINVD uses up the budget");
 	begin(v, 1);
@@ -122,14 +122,14 @@ static void arguments(void)
 	if (has != 1)
 		fail("KVM_CHECK_EXTENSION returns %ld", has);
 	for (i = 0; i < ARRAY_SIZE(bad); i++) {
-		int ret = try_limit(&vm, bad[i].flags, bad[i].args[0], bad[i].args[1],
-				    bad[i].args[2], bad[i].args[3]);
+		int ret = try_wbinvd_limit(vm.fd, bad[i].flags, bad[i].args[0],
+					   bad[i].args[1], bad[i].args[2], bad[i].args[3]);
 
 		if (ret != -EINVAL)
 			fail("bad argument %u: %s", i, strerror(-ret));
 	}
 	for (i = 0; i < ARRAY_SIZE(good); i++) {
-		set_limit(&vm, good[i]);
+		set_wbinvd_limit(vm.fd, good[i]);
 		set_budget(good[i]);
 		if (get_number(BUDGET) != good[i])
 			fail("wbinvd_budget is not what was written");
@@ -156,7 +156,7 @@ static void by_capability(void)
 	struct vcpu *v = waiting(0, 1);
 
 	phase("without a limit of its own it is executed");
-	set_limit(&vm, 0);
+	set_wbinvd_limit(vm.fd, 0);
 	end(v);
 	expect_flush(1);
 	phase_end();
@@ -170,9 +170,9 @@ static void lower_limit_counts(void)
 	set_budget(0);
 	must_wait_still(v, "a limit of its own is left");
 	set_budget(1);
-	set_limit(&vm, 1000);
+	set_wbinvd_limit(vm.fd, 1000);
 	must_wait_still(v, "wbinvd_budget is lower");
-	set_limit(&vm, 0);
+	set_wbinvd_limit(vm.fd, 0);
 	must_wait_still(v, "wbinvd_budget is left");
 	phase_released(v, 0);
 }
@@ -314,7 +314,7 @@ static void nmis(void)
 
 	for (n = 1; n <= 3; n++) {
 		phase("an NMI is served, and the WBINVD begins again");
-		send_msi(&vm, MSI_NMI);
+		send_msi(vm.fd, MSI_NMI);
 		while (READ(v->box->nmis) != n)
 			if (now() > limit)
 				fail("the NMI waits for the budget");
@@ -331,7 +331,7 @@ static void init(void)
 	struct vcpu *v = waiting(1, 0);
 
 	phase("INIT does not wait for the budget");
-	send_msi(&vm, MSI_INIT);
+	send_msi(vm.fd, MSI_INIT);
 	wait_sem(&v->thread.stopped, "INIT");
 	if (v->thread.error || v->thread.run->exit_reason != KVM_EXIT_IO || v->thread.run->io.port != 0x81)
 		fail("after INIT the vCPU stops with %s, exit reason %u",
@@ -609,7 +609,7 @@ static void hidden_registers(void)
 	v = spent(1, 0);
 	waits_once(v);
 	phase("an NMI does not end its wait");
-	send_msi(&vm, MSI_NMI);
+	send_msi(vm.fd, MSI_NMI);
 	must_wait_still(v, "there is an NMI");
 	phase_end();
 	phase("a signal ends its wait, and it is executed");

@@ -81,6 +81,39 @@ void start_real_mode(int vcpu, uint16_t entry, uint16_t data)
 	must(ioctl(vcpu, KVM_SET_REGS, &regs));
 }
 
+int try_wbinvd_limit(int vm, uint32_t flags, uint64_t a, uint64_t b, uint64_t c, uint64_t d)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_X86_WBINVD_LIMIT, .flags = flags, .args = { a, b, c, d },
+	};
+
+	return ioctl(vm, KVM_ENABLE_CAP, &cap) ? -errno : 0;
+}
+
+void set_wbinvd_limit(int vm, int per_mille)
+{
+	int ret = try_wbinvd_limit(vm, 0, per_mille, 0, 0, 0);
+
+	if (ret)
+		fail("KVM_CAP_X86_WBINVD_LIMIT of %d: %s", per_mille, strerror(-ret));
+}
+
+void set_lapic(int vcpu)
+{
+	struct kvm_lapic_state state;
+
+	must(ioctl(vcpu, KVM_GET_LAPIC, &state));
+	must(ioctl(vcpu, KVM_SET_LAPIC, &state));
+}
+
+void send_msi(int vm, int mode)
+{
+	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = mode << 8 };
+
+	if (must(ioctl(vm, KVM_SIGNAL_MSI, &msi)) != 1)
+		fail("the MSI reached no vCPU");
+}
+
 long long vm_number(pid_t creator, int vm, const char *name)
 {
 	char path[128];

@@ -8,6 +8,10 @@
 
 #include "files.h"
 
+#ifndef KVM_CAP_X86_WBINVD_LIMIT
+#define KVM_CAP_X86_WBINVD_LIMIT	0x1000
+#endif
+
 /* What returns a file descriptor or a pointer fails if there is none. */
 int open_kvm(void);
 int create_vm(void);
@@ -19,6 +23,20 @@ struct kvm_run *map_vcpu(int vcpu, size_t *size);
 void set_protected_mode(int vcpu);
 /* Real mode, to begin at @entry in the first 64 KiB, with DS at @data there */
 void start_real_mode(int vcpu, uint16_t entry, uint16_t data);
+
+/* What KVM_CAP_X86_WBINVD_LIMIT returns for these arguments: 0 or -errno */
+int try_wbinvd_limit(int vm, uint32_t flags, uint64_t a, uint64_t b, uint64_t c, uint64_t d);
+/* Fails if it is not taken. */
+void set_wbinvd_limit(int vm, int per_mille);
+
+/*
+ * KVM knows nobody by the ID of a local APIC until the state of one is set or changed,
+ * and monitors set it.
+ */
+void set_lapic(int vcpu);
+/* An interrupt without the vCPU's help: delivery mode NMI or INIT */
+enum { MSI_NMI = 4, MSI_INIT = 5 };
+void send_msi(int vm, int mode);
 
 /* A number that debugfs has of the VM that thread @creator has made, or -errno */
 long long vm_number(pid_t creator, int vm, const char *name);

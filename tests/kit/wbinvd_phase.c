@@ -208,6 +208,18 @@ void wait_sem(sem_t *sem, const char *what)
 		fail("%s: %s", what, strerror(errno));
 }
 
+void wait_vm_number(pid_t creator, int vm, const char *name, long long n)
+{
+	double limit = now() + SCENARIO_LIMIT / 2;
+	long long got;
+
+	while ((got = vm_number(creator, vm, name)) != n) {
+		if (got < 0 || now() > limit)
+			fail("%s is %lld and does not become %lld", name, got, n);
+		sleep_ms(1);
+	}
+}
+
 static void judge_stop(struct vcpu_thread *t)
 {
 	if (t->error)

@@ -53,6 +53,8 @@ extern int patience;		/* more for a debug kernel */
 void sleep_ms(int ms);
 double now(void);
 void wait_sem(sem_t *sem, const char *what);
+/* Until it is @n: see vm_number(). */
+void wait_vm_number(pid_t creator, int vm, const char *name, long long n);
 
 /* ---- phases -------------------------------------------------------------- */
 

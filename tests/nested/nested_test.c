@@ -20,6 +20,10 @@
  *    flush owed when the VM becomes non-coherent is executed on them, whether
  *    L2 is running at that moment, or has been left in the middle of KVM_RUN.
  *  - Nothing of that disturbs L2 or the memory of L1 and L2.
+ *  - With "limited" as its argument: an L2's WBINVD that is not intercepted waits for
+ *    the VM's limit as an L1's does, and is executed once when it may.  Signals end
+ *    the wait, and so does what is for L1, which then runs.  What L1 intercepts does
+ *    not wait.
  *
  * With snoop control on, every group is coherent: the same phases execute none.
  *
@@ -43,6 +47,8 @@
 #include "processor.h"
 #include "svm_util.h"
 
+#include "hold.h"
+#include "vm.h"
 #include "wbinvd_phase.h"
 
 /* What the library of older kernels has under another name */
@@ -90,6 +96,8 @@ struct box {
 
 	/* What L1 saw */
 	uint32_t wbinvd_exits;
+	uint32_t nmi_exits;		/* with L2 at a WBINVD */
+	uint32_t nmis;
 	uint32_t strange_exit;
 };
 
@@ -161,6 +169,17 @@ static GUEST void l2_main(void)
 	}
 }
 
+static GUEST void l1_on_nmi(struct ex_regs *regs)
+{
+	(void)regs;
+	WRITE(guest_box->nmis, guest_box->nmis + 1);
+}
+
+static GUEST bool is_at_wbinvd(struct svm_test_data *svm)
+{
+	return *(uint16_t *)svm->vmcb->save.rip == 0x090f;
+}
+
 /* Until L2 gives up. */
 static GUEST void l1_run_l2(struct svm_test_data *svm)
 {
@@ -182,6 +201,13 @@ static GUEST void l1_run_l2(struct svm_test_data *svm)
 				asm volatile("wbinvd" : : : "memory");
 			WRITE(guest_box->wbinvd_exits, guest_box->wbinvd_exits + 1);
 			break;
+		case SVM_EXIT_NMI:
+			guest_round(L1);
+			if (is_at_wbinvd(svm))
+				WRITE(guest_box->nmi_exits, guest_box->nmi_exits + 1);
+			/* It stays pending until L1 takes it. */
+			asm volatile("stgi; clgi" : : : "memory");
+			break;
 		default:
 			WRITE(guest_box->strange_exit, control->exit_code);
 			guest_stop();
@@ -195,6 +221,7 @@ static GUEST void l1_main(struct svm_test_data *svm, struct box *box)
 
 	guest_box = box;
 	setup_l2(svm, l2_main, &stack[ARRAY_SIZE(stack) - 1]);
+	svm->vmcb->control.intercept |= 1ULL << INTERCEPT_NMI;
 	if (box->nested_paging) {
 		enable_nested_paging(&svm->vmcb->control);
 		svm->vmcb->control.nested_cr3 = box->nested_cr3;
@@ -310,6 +337,12 @@ static void vm_setup(struct vcpu_thread *t)
 	t->fd = vcpu->fd;
 	t->run = vcpu->run;
 	t->stop_reason = KVM_EXIT_IO;
+#ifdef HAVE_DESCRIPTOR_TABLES
+	vm_init_descriptor_tables(vm->kvm);
+	vcpu_init_descriptor_tables(vcpu);
+#endif
+	set_lapic(vcpu->fd);
+	vm_install_exception_handler(vm->kvm, NMI_VECTOR, l1_on_nmi);
 	vcpu_alloc_svm(vm->kvm, &svm);
 	box = vm_alloc_page(vm->kvm);
 	vm->box = addr_gva2hva(vm->kvm, box);
@@ -811,6 +844,138 @@ static void die_in_l2(void)
 	group_attach(group_open(0));
 }
 
+/* ---- limited ------------------------------------------------------------- */
+
+/*
+ * A non-coherent VM whose L2 runs on CPU 1 and has used up what the limit allows, for
+ * longer than any test runs: budget_test.c says how.
+ */
+static void vm_start_spent(struct vm *vm)
+{
+	int group = group_open(0);
+
+	vm_start(vm, 1);
+	group_attach(group);
+	phase("ADD pays the owed flush on CPU 1");
+	file_add(vm, group);
+	expect_flush(1);
+	phase_end();
+	switch_to(vm, L2);
+	set_wbinvd_limit(vm->kvm->fd, 1);
+	hold_at(wbinvd_function(), "for_ms=500");
+	phase("a WBINVD of L2 uses up what the limit allows");
+	wbinvds(vm, 1);
+	expect_flush(1);
+	phase_end();
+	forget_hold();
+	check_running(vm);
+}
+
+static void wait_delays(struct vm *vm, int n)
+{
+	wait_vm_number(vm->thread.tid, vm->kvm->fd, "wbinvd_delays", n);
+}
+
+/* The @n-th wait of the level's one WBINVD has begun, and does not end by itself. */
+static void must_wait(struct vm *vm, int n)
+{
+	struct level *l = &vm->box->level[vm->level];
+	uint32_t done = READ(l->done);
+
+	wait_delays(vm, n);
+	sleep_ms(300);
+	wait_delays(vm, n);
+	if (READ(l->done) != done || READ(l->cmd) != CMD_WBINVD)
+		fail("L%d's WBINVD has not waited", vm->level + 1);
+}
+
+static void on_signal(int signal)
+{
+	(void)signal;
+}
+
+/* KVM_RUN is left and entered once more. */
+static void interrupt_wait(struct vm *vm, int n)
+{
+	struct sigaction action = { .sa_handler = on_signal };
+
+	must(sigaction(SIGUSR1, &action, NULL));
+	vm->thread.any_stop = true;
+	if (pthread_kill(vm->thread.thread, SIGUSR1))
+		fail("the vCPU's thread takes no signal");
+	vcpu_thread_wait(&vm->thread);
+	if (vm->thread.error != EINTR)
+		fail("KVM_RUN was interrupted and returned %s", strerror(vm->thread.error));
+	vm->thread.any_stop = false;
+	vcpu_thread_go(&vm->thread);
+	must_wait(vm, n);
+	expected.guest[vm->cpu] = 1;
+}
+
+static void l2_waits(void)
+{
+	struct vm vm;
+
+	vm_start_spent(&vm);
+	phase("the next one of L2 waits");
+	begin_wbinvds(&vm, 1);
+	must_wait(&vm, 1);
+	phase_end();
+
+	phase("it does so again after a signal");
+	interrupt_wait(&vm, 2);
+	phase_end();
+
+	phase("an NMI for L1 ends the wait, L1 runs, and it is begun again");
+	send_msi(vm.kvm->fd, MSI_NMI);
+	must_wait(&vm, 3);
+	expected.guest[1] = 1;
+	phase_end();
+	if (READ(vm.box->nmi_exits) != 1 || READ(vm.box->nmis) != 1)
+		fail("L1 saw %u exits at a WBINVD, and %u NMIs", READ(vm.box->nmi_exits),
+		     READ(vm.box->nmis));
+
+	phase("without a limit it is executed, on CPU 1, and on CPU 2 that it has slept on");
+	move_stopped(&vm, 2);
+	set_wbinvd_limit(vm.kvm->fd, 0);
+	finish_wbinvds(&vm);
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+	check_running(&vm);
+	phase_executed(&vm, "without a limit");
+	switch_to(&vm, L1);
+	vm_stop(&vm);
+}
+
+static void intercepted_does_not_wait(void)
+{
+	struct vm vm;
+
+	vm_start_spent(&vm);
+	switch_to(&vm, L1);
+	vm.box->intercept = true;
+	switch_to(&vm, L2);
+	phase_intercepted(&vm, "though there is nothing left");
+	wait_delays(&vm, 0);
+
+	WRITE(vm.box->forward, true);
+	phase("what L1 executes for L2 waits");
+	WRITE(vm.box->level[L2].todo, 1);
+	WRITE(vm.box->level[L2].cmd, CMD_WBINVD);
+	must_wait(&vm, 1);
+	expected.guest[1] = 2;		/* L2's, and L1's */
+	phase_end();
+	phase("without a limit it is executed");
+	set_wbinvd_limit(vm.kvm->fd, 0);
+	finish_wbinvds(&vm);
+	expect_flush(1);
+	phase_end();
+	check_running(&vm);
+	switch_to(&vm, L1);
+	vm_stop(&vm);
+}
+
 /* ---- main ---------------------------------------------------------------- */
 
 #define FLAT	", L1 without nested paging"
@@ -833,8 +998,17 @@ static const struct scenario scenarios[] = {
 	{ "the process dies while L2 runs" NESTED, die_in_l2, true },
 };
 
-int main(void)
+static const struct scenario limited[] = {
+	{ "L2's WBINVD waits" FLAT, l2_waits, false },
+	{ "L2's WBINVD waits" NESTED, l2_waits, true },
+	{ "what L1 intercepts does not wait" FLAT, intercepted_does_not_wait, false },
+	{ "what L1 intercepts does not wait" NESTED, intercepted_does_not_wait, true },
+};
+
+int main(int argc, char **argv)
 {
+	if (argc == 2 && !strcmp(argv[1], "limited"))
+		return run_scenarios(limited, ARRAY_SIZE(limited), NULL);
 	return run_scenarios(scenarios, ARRAY_SIZE(scenarios),
 			     "not shown, as the emulator has none: memory types, stale cache lines");
 }
