@@ -37,6 +37,7 @@ help:
 	@echo '                    something has changed for; AGAIN=1: whether it has or not'
 	@echo '  make quick        the fast ones of them, for BASE alone'
 	@echo '  make check-debug  the tests under a kernel with KASAN, lockdep and kmemleak'
+	@echo '  make check-races  those with several threads under a kernel with KCSAN, for data races'
 	@echo '  make coverage     which lines of ours did they reach?'
 	@echo '  make locks        were the locks taken in the documented order?'
 	@echo '  make torture      the whole interface at random, compared with a model, and races: 200,000'
@@ -228,6 +229,15 @@ check-debug: debug-kernel programs bochs
 	@tests/fixtures/selftest/plant_test $(BASE)
 	@tests/check --base $(BASE) --kernel debug
 	@tests/locks/locks $(BASE)
+
+# Watched are the files that are ours alone.
+.PHONY: check-races
+check-races: setup
+	@build/debug-kernel $(BASE) races
+	@$(MAKE) programs
+	@tests/fixtures/build $(BASE) races
+	@tests/fixtures/selftest/plant_test $(BASE) races
+	@tests/check --base $(BASE) --kernel races
 
 # Of all runs with the debug kernel as it is built; make check-debug does most of them.
 .PHONY: coverage

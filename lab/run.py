@@ -57,7 +57,8 @@ EDU = "edu,dma_mask=0xffffffffffffffff"
 
 # What must never be on the console of a good run. "Linux version" and END_MARK must be.
 BANNER = "Linux version "
-KASAN_BANNER = "KernelAddressSanitizer initialized"
+# Kernels that watch themselves, and what shows that they do
+WATCHING = {"debug": "KernelAddressSanitizer initialized", "races": "kcsan: enabled early"}
 END_MARK = "lab: end of run"
 BROKEN_MARK = "lab: BROKEN: "
 SPLATS = re.compile("|".join((
@@ -91,8 +92,8 @@ def parse(argv):
                         help="ours are in out/BASE/modules, or in FOLDER (default ours)")
     parser.add_argument("--iommufd", action="store_true",
                         help="VFIO with iommufd and files of devices (build/iommufd), which "
-                             "Debian's kernels are without; the debug kernel has them anyway")
-    parser.add_argument("--kernel", choices=("debian", "debug", "distribution"),
+                             "Debian's kernels are without; the debug kernels have them anyway")
+    parser.add_argument("--kernel", choices=("debian", "debug", "races", "distribution"),
                         default="debian")
     parser.add_argument("--snoop", choices=("on", "off"), default="on",
                         help="does the IOMMU have snoop control (default on)")
@@ -125,7 +126,7 @@ def parse(argv):
     parser.add_argument("program", nargs="*", metavar="PROGRAM [ARGS...]")
     args = parser.parse_args(argv)
     # Where ours are
-    args.iommufd = args.iommufd and args.kernel != "debug"
+    args.iommufd = args.iommufd and args.kernel not in WATCHING
     args.folder = os.path.join(TOP, "out", args.base,
                                "modules-iommufd" if args.iommufd else "modules")
     if args.modules not in ("ours", "stock"):
@@ -152,7 +153,7 @@ def check(args):
     if args.interactive and not os.isatty(0):
         raise Problem("--interactive needs a terminal")
     if not args.mem:
-        args.mem = 2048 if args.kernel == "debug" else 512 if args.machine == "vmx" else 1024
+        args.mem = 2048 if args.kernel in WATCHING else 512 if args.machine == "vmx" else 1024
     if not args.name:
         what = os.path.basename(args.program[0]) if args.program else "shell"
         args.name = f"{what}-{args.base}-{args.machine}-{args.modules}"
@@ -173,7 +174,7 @@ class Kernel:
         if args.kernel != "debian" and args.modules == "stock":
             raise Problem(f"the {args.kernel} kernel has our modules built in place: "
                            "it cannot run with --modules stock")
-        if args.kernel == "debug":
+        if args.kernel in WATCHING:
             self.image = os.path.join(top, "bzImage")
             self.modules = initramfs.Modules(os.path.join(top, "modules"), self.release)
         else:
@@ -191,6 +192,8 @@ class Kernel:
 
     @staticmethod
     def _remedy(args):
+        if args.kernel in WATCHING:
+            return f"run build/debug-kernel {args.base} {args.kernel}"
         if args.kernel != "debian":
             return f"run build/{args.kernel}-kernel {args.base}"
         return f"run build/fetch {args.base}"
@@ -627,8 +630,8 @@ def judge_console(text, kernel="debian", expects=()):
         return (1 if ended else 2), "the kernel complained: " + splat.strip()
     if BANNER not in text:
         return 2, "the console shows no kernel"
-    if kernel == "debug" and KASAN_BANNER not in text:
-        return 2, "this debug kernel has no KASAN"
+    if kernel in WATCHING and WATCHING[kernel] not in text:
+        return 2, f"this {kernel} kernel has not said '{WATCHING[kernel]}'"
     if not ended:
         return 2, "the console ends before the run does"
     for regex in expects:

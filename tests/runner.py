@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Run the checks of one base or several, two at a time, and sum them up.
 
-    tests/check [--base 6.1[,6.12]] [--kernel debian|debug] [--group GROUP] [--only REGEX]
+    tests/check [--base 6.1[,6.12]] [--kernel debian|debug|races] [--group GROUP] [--only REGEX]
                 [--jobs N] [--again]
 
 The checks are found by folder.  ROOM/runs.toml and ROOM/FOLDER/runs.toml have a section each:
@@ -14,7 +14,8 @@ The checks are found by folder.  ROOM/runs.toml and ROOM/FOLDER/runs.toml have a
     stock = true                        ept-stock is the same with Debian's own modules; "alone"
                                         is without plugin and oracle, which know ours
     needs = ["iommufd"]                 facts of a base (bases/*.toml); other bases go without
-    groups = ["quick"]                  what --group takes
+    groups = ["quick"]                  what --group takes; "races": the kernel that looks for data
+                                        races has these
     seconds = 300                       about how long it takes, if that is long
     debug = false                       of no use with the debug kernel
 
@@ -32,7 +33,7 @@ each check, what the failing ones said, and the line
 
 Exit status 0 only if nothing failed and every run gave the result it promised: a run that says
 nothing, says less than its plan, or skips what it should not has failed. The report is kept in
-out/check.ktap (out/check-debug.ktap), what each run said in out/lab/NAME.
+out/check.ktap (out/check-debug.ktap, out/check-races.ktap), what each run said in out/lab/NAME.
 
 The longest runs first: how long each took the last time is in out/lab/times.json.
 
@@ -65,6 +66,8 @@ from kit.common import TOP, Problem, rel, write
 
 # So many lines of what a failing check or case said are repeated in the report.
 SAID = 12
+# Kernels of build/debug-kernel: one that watches itself, and one that looks for data races
+DEBUG_KERNELS = ("debug", "races")
 # A debug kernel under emulation is that much slower.
 DEBUG_PATIENCE = 6
 # What a section of runs.toml may say.
@@ -140,24 +143,27 @@ def lab_check(home, name, section, base, kernel, stock):
     """One run in the lab, or None if this kernel cannot have it."""
     name += "-stock" if stock else ""
     words = shlex.split(" ".join(section.get("options", [])))
-    if kernel == "debug" and (stock or not section.get("debug", True) or not for_debug(words)):
+    if kernel in DEBUG_KERNELS and (stock or not section.get("debug", True) or not for_debug(words)):
         return None
-    full = f"{name}-{base}" + ("-debug" if kernel == "debug" else "")
+    # Where several threads work on one thing
+    if kernel == "races" and "races" not in section.get("groups", ()):
+        return None
+    full = f"{name}-{base}" + (f"-{kernel}" if kernel in DEBUG_KERNELS else "")
     folder = os.path.join("out", "lab", full)
 
     def fill(text):
-        if kernel == "debug":               # whose fixtures are others
-            text = re.sub(r"/vfio_testdev(\.iommufd)?/", "/vfio_testdev.debug/", text)
+        if kernel in DEBUG_KERNELS:         # whose fixtures are others
+            text = re.sub(r"/vfio_testdev(\.iommufd)?/", f"/vfio_testdev.{kernel}/", text)
         return text.replace("@DIR", folder).replace("@BASE", base)
     command = ["lab/run", *map(fill, words), *(["--modules", "stock"] if stock else []),
                "--base", base, "--name", full]
-    if kernel == "debug":
-        # What Debian's kernel cannot show, this one was configured to.
-        if "--skips" in words:
-            i = command.index("--skips")
-            del command[i:i + 2]
+    # What Debian's kernel cannot show, this one was configured to.
+    if kernel == "debug" and "--skips" in words:
+        i = command.index("--skips")
+        del command[i:i + 2]
+    if kernel in DEBUG_KERNELS:
         timeout = float(option(words, "--timeout", "300")) * DEBUG_PATIENCE
-        command += ["--kernel", "debug", "--timeout", str(timeout)]
+        command += ["--kernel", kernel, "--timeout", str(timeout)]
     alone = stock and section["stock"] == "alone"
     if alone and "--plugin" in command:
         i = command.index("--plugin")
@@ -290,7 +296,7 @@ def keep(check, key, said):
 def run_check(check, again=False):
     start = time.monotonic()
     # A debug kernel is for what shows itself once in many runs.
-    key = "" if "debug" in check.commands[0] else key_of(check)
+    key = "" if set(DEBUG_KERNELS) & set(check.commands[0]) else key_of(check)
     kept = read_kept(check, key) if key and not again else None
     check.kept = kept is not None
     said = []
@@ -424,7 +430,7 @@ def summary(checks, args):
         wrong += details(check, why) if why else []
     stock = stock_list(checks, by_name)
     passed, failed, skipped = count(checks, verdicts)
-    name = "check-debug.ktap" if args.kernel == "debug" else "check.ktap"
+    name = f"check-{args.kernel}.ktap" if args.kernel in DEBUG_KERNELS else "check.ktap"
     path = os.path.join(TOP, "out", name)
     write(path, "\n".join([*whole, *stock]) + "\n")
     print("\n".join([*stock, *short, *wrong, f"# every case: out/{name}"]))
@@ -471,7 +477,7 @@ def parse():
     parser = argparse.ArgumentParser(prog="tests/check")
     parser.add_argument("--base", default=bases.default(),
                         help="one base, or several with commas")
-    parser.add_argument("--kernel", choices=("debian", "debug"), default="debian")
+    parser.add_argument("--kernel", choices=("debian", *DEBUG_KERNELS), default="debian")
     parser.add_argument("--group", default="", help="only entries of this group (quick)")
     parser.add_argument("--only", default="", metavar="REGEX", help="entries to run")
     parser.add_argument("--jobs", type=int, default=2)

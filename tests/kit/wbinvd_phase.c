@@ -402,7 +402,7 @@ static void prepare(void)
 	if (!snoop)
 		fail("LAB_SNOOP is not set, run this in the lab");
 	noncoherent_host = !strcmp(snoop, "off");
-	if (kernel && !strcmp(kernel, "debug"))
+	if (kernel && (!strcmp(kernel, "debug") || !strcmp(kernel, "races")))
 		patience = 6;
 	shared = shared_memory(sizeof(*shared));
 	shared->next_phase = MARK_FIRST_PHASE;
