@@ -74,6 +74,7 @@ SPLATS = re.compile("|".join((
     r"rcu: INFO", r"detected.* stalls", r"self-detected stall", r"blocked for more than",
     r"soft lockup", r"hard LOCKUP", r"nobody cared", r"Bad page", r"Out of memory",
     r"Memory failure", r"DMAR: .*[Ff]ault", r"disagrees about version", r"Unknown symbol",
+    r"lockdep has turned itself off",
 )))
 # A kernel that says so about every emulated CPU without new microcode.
 HARMLESS = re.compile(r"(Speculative Return Stack Overflow|RETBleed|Spectre V2.*): WARNING: ")
