@@ -4,60 +4,22 @@
  * and maps them then; and unpins them one by one.
  */
 #define _GNU_SOURCE
-#include <dirent.h>
-#include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
 #include "dma.h"
-#include "../../tools/testing/selftests/kvm/vfio_iommufd_uapi.h"
+#include "iommufd.h"
 
 #define AT	0x100000ull		/* an I/O address */
 
 /* ---- devices' files, and page tables ------------------------------------- */
 
-static int file_of(int device)
-{
-	char path[400];
-	struct dirent *entry;
-	int fd = -1;
-	DIR *folder;
-
-	snprintf(path, sizeof(path), TESTDEV "vfio_testdev.%d/vfio-dev", device);
-	folder = opendir(path);
-	while (folder && fd < 0 && (entry = readdir(folder))) {
-		if (entry->d_name[0] == '.')
-			continue;
-		snprintf(path, sizeof(path), "/dev/vfio/devices/%s", entry->d_name);
-		fd = open(path, O_RDWR | O_CLOEXEC);
-	}
-	if (folder)
-		closedir(folder);
-	if (fd < 0)
-		fail("device %d has no file in /dev/vfio/devices", device);
-	return fd;
-}
-
-static int open_iommufd(void)
-{
-	return must(open("/dev/iommu", O_RDWR | O_CLOEXEC));
-}
-
-static uint32_t new_ioas(int iommufd)
-{
-	struct ioas_alloc request = { .size = sizeof(request) };
-
-	must(ioctl(iommufd, IOMMU_IOAS_ALLOC, &request));
-	return request.out_ioas_id;
-}
-
 /* The last put of a file that the scenario before had may be still to come. */
 static int bind(int device, int iommufd)
 {
-	struct bind_iommufd request = { .argsz = sizeof(request), .iommufd = iommufd };
-	int file = file_of(device), tries, ret;
+	int file = device_file(device), tries, ret;
 
-	for (tries = 0; (ret = ioctl(file, VFIO_DEVICE_BIND_IOMMUFD, &request)) && tries < 500; tries++)
+	for (tries = 0; (ret = device_file_bind(file, iommufd)) && tries < 500; tries++)
 		sleep_ms(10);
 	must(ret);
 	return file;
@@ -65,25 +27,14 @@ static int bind(int device, int iommufd)
 
 static int attach(int file, uint32_t ioas)
 {
-	struct attach_pt request = { .argsz = sizeof(request), .pt_id = ioas };
-
-	return ioctl(file, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &request);
+	return device_file_attach(file, &ioas);
 }
 
 /* The page table that it is attached to, of those of @ioas */
 static uint32_t must_attach(int file, uint32_t ioas)
 {
-	struct attach_pt request = { .argsz = sizeof(request), .pt_id = ioas };
-
-	must(ioctl(file, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &request));
-	return request.pt_id;
-}
-
-static int detach(int file)
-{
-	struct detach_pt request = { .argsz = sizeof(request) };
-
-	return ioctl(file, VFIO_DEVICE_DETACH_IOMMUFD_PT, &request);
+	must(device_file_attach(file, &ioas));
+	return ioas;
 }
 
 static int ioas_map(int iommufd, uint32_t ioas, void *memory, uint64_t iova, size_t size)
@@ -142,7 +93,7 @@ static void attach_flushes(int file, uint32_t ioas, long lines)
 static void detach_flushes(int file, long lines)
 {
 	phase("a device is detached");
-	must(detach(file));
+	must(device_file_detach(file));
 	expect_clflushes(lines, lines);
 	phase_end();
 }
@@ -379,7 +330,7 @@ static void refused_gets_another(void)
 	map_flushes(iommufd, ioas, same_page(4), AT, 4 * PAGE, 4 * LINES);
 	if (must_attach(good, ioas) != table)
 		fail("a page table more than there has to be is made");
-	must(detach(good));
+	must(device_file_detach(good));
 
 	may("refuse");
 	phase("a coherent device is attached beside one that is not");

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Devices' own files, and iommufd.  What returns an int and is not said to fail returns
+ * what the system call does: -1 and errno if it fails.
+ */
+#ifndef LAB_IOMMUFD_H
+#define LAB_IOMMUFD_H
+
+#include "vfio.h"
+#include "../../tools/testing/selftests/kvm/vfio_iommufd_uapi.h"
+
+/* These three fail.  An IOAS is known by its ID. */
+int open_iommufd(void);
+uint32_t new_ioas(int iommufd);
+/* The file of a device of vfio_testdev.ko */
+int device_file(int id);
+
+int device_file_bind(int file, int iommufd);
+/* To a page table, or to one of an IOAS; @pt is what it is attached to then */
+int device_file_attach(int file, uint32_t *pt);
+int device_file_detach(int file);
+
+#endif
