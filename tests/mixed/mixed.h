@@ -8,6 +8,8 @@
 #ifndef LAB_MIXED_H
 #define LAB_MIXED_H
 
+#include <stdatomic.h>
+
 #include "files.h"
 #include "vfio.h"
 #include "vm.h"
@@ -137,6 +139,28 @@ void end_to_unbind(void);
 
 /* A file that is attached to CONTAINER, and tracked by VM 0. */
 int track(int group, int container);
+
+/* ---- a thread that is held, and who comes meanwhile ---------------------- */
+
+/* A system call of another thread; each has its CPU: who is held by hold.ko keeps it. */
+extern struct caller {
+	pthread_t thread;
+	pid_t tid;
+	int cpu;
+	int (*call)(void);
+	int result;
+	bool started;
+	atomic_bool ended;
+} held, follower;
+
+void start(struct caller *caller, int (*their_call)(void));
+void join_caller(struct caller *caller);
+bool follower_has_ended(void);
+/* The one who makes THEIR_CALL, when it comes to FUNCTION; OPTIONS are hold.ko's. */
+void hold(int (*their_call)(void), const char *function);
+void hold_with(int (*their_call)(void), const char *function, const char *options);
+/* Fails if it is not held any more. When this returns, its call has. */
+void goes_on(void);
 
 /* ---- cases --------------------------------------------------------------- */
 

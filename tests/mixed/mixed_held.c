@@ -3,7 +3,6 @@
 #define _GNU_SOURCE
 #include <sched.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/wait.h>
@@ -14,19 +13,7 @@
 
 /* ---- a thread that is held, and who comes meanwhile ---------------------- */
 
-/* A system call of another thread */
-struct caller {
-	pthread_t thread;
-	pid_t tid;
-	int cpu;
-	int (*call)(void);
-	int result;
-	bool started;
-	atomic_bool ended;
-};
-
-/* Who is held by hold.ko keeps its CPU, so that is not ours. */
-static struct caller held = { .cpu = 1 }, follower = { .cpu = 0 };
+struct caller held = { .cpu = 1 }, follower = { .cpu = 0 };
 /* What their calls are about, and the file of a device that one of them opens */
 static int their_device, their_file, their_fd = NONE;
 
@@ -49,7 +36,7 @@ static void *caller_main(void *arg)
 	return NULL;
 }
 
-static void start(struct caller *caller, int (*their_call)(void))
+void start(struct caller *caller, int (*their_call)(void))
 {
 	caller->tid = 0;
 	caller->call = their_call;
@@ -59,7 +46,7 @@ static void start(struct caller *caller, int (*their_call)(void))
 	caller->started = true;
 }
 
-static void join_caller(struct caller *caller)
+void join_caller(struct caller *caller)
 {
 	if (caller->started)
 		must_join(caller->thread, "the call of another thread");
@@ -71,20 +58,36 @@ static bool follower_drains(void)
 	return sleeps_in(follower.tid, "drain");
 }
 
-static bool follower_has_ended(void)
+/* For the lock of the external slot */
+static bool follower_waits_for_slot(void)
+{
+	return sleeps_in(follower.tid, "vfio_external_user_del");
+}
+
+/* For kvm_vfio.coherency_lock */
+static bool follower_waits_for_its_turn(void)
+{
+	return sleeps_in(follower.tid, "kvm_vfio_coherency_changed");
+}
+
+bool follower_has_ended(void)
 {
 	return follower.ended;
 }
 
-/* Hold the thread that makes THEIR_CALL when it comes to FUNCTION. */
-static void hold(int (*their_call)(void), const char *function)
+void hold_with(int (*their_call)(void), const char *function, const char *options)
 {
-	hold_at(function, "");
+	hold_at(function, options);
 	start(&held, their_call);
 	wait_until(somebody_is_held, "somebody is held");
 }
 
-static void goes_on(void)
+void hold(int (*their_call)(void), const char *function)
+{
+	hold_with(their_call, function, "");
+}
+
+void goes_on(void)
 {
 	let_go();
 	join_caller(&held);
@@ -153,6 +156,21 @@ void tear_down_held(void)
 static int call_set_iommu(void)
 {
 	return call(container_set_iommu(containers[0].fd));
+}
+
+static int call_set_another_iommu(void)
+{
+	return call(container_set_iommu(containers[1].fd));
+}
+
+static int call_leave(void)
+{
+	return call(group_leave(files[their_file].fd));
+}
+
+static int call_close_kvm_device(void)
+{
+	return call(close(vms[0].device));
 }
 
 static int call_open_device(void)
@@ -261,6 +279,15 @@ static void test_no_dma_before(void)
 	expect_noncoherent(0, true);
 }
 
+static void del_goes_on(void)
+{
+	begin("DEL goes on");
+	join_caller(&follower);
+	expect_result(follower.result, 0);
+	files[their_file].owners = 0;
+	expect_noncoherent(0, false);
+}
+
 /*
  * A driver is about to refer to the VM. On 6.1 nobody has a reference for it yet, so DEL
  * waits; who does something else with the KVM device does not.
@@ -283,9 +310,161 @@ static void test_del_while_opened(void)
 	begin("GET_DEVICE_FD goes on");
 	expect_result(held.result, 0);
 	close_fd(&their_fd);
-	begin("DEL goes on");
+	del_goes_on();
+}
+
+/*
+ * On 6.12 a driver has its own reference when it is told of the VM: it must have it
+ * before the VM's DEL returns.
+ */
+static void test_del_while_referenced(void)
+{
+	test_readable();
+	if (old_vfio)
+		return;
+	their_device = plug(false, NONE);
+	their_file = track(devices[their_device].group, 0);
+	begin("GET_DEVICE_FD is held before it has a reference to the VM");
+	hold(call_open_device, "kvm_get_kvm_safe");
+	begin("DEL meanwhile");
+	start(&follower, call_del);
+	wait_until(follower_waits_for_slot, "DEL waits for the reference");
+	goes_on();
+	begin("GET_DEVICE_FD goes on");
+	expect_result(held.result, 0);
+	close_fd(&their_fd);
+	del_goes_on();
+}
+
+/* A file's user is told, and nobody takes it away meanwhile. */
+static void test_del_while_told(void)
+{
+	int id = plug(false, NONE);
+
+	test_readable();
+	their_file = open_group(devices[id].group);
+	add(0, their_file);
+	join(their_file, 0);
+	begin("SET_IOMMU is held while it tells the VM");
+	hold(call_set_iommu, "kvm_arch_register_noncoherent_dma");
+	begin("DEL meanwhile");
+	start(&follower, call_del);
+	wait_until(follower_waits_for_slot, "DEL waits for who tells the VM");
+	goes_on();
+	begin("SET_IOMMU goes on");
+	expect_result(held.result, 0);
+	model_set_iommu(0);
+	del_goes_on();
+}
+
+/* Two files of VM 0, or one of each VM: SET_IOMMU of the first is held, and ... */
+static void hold_one_of_two(int other)
+{
+	int a = plug(false, NONE), b = plug(false, NONE), file;
+
+	test_readable();
+	file = open_group(devices[a].group);
+	add(0, file);
+	join(file, 0);
+	file = open_group(devices[b].group);
+	add(other, file);
+	join(file, 1);
+	begin("SET_IOMMU is held before VM 0 is non-coherent");
+	hold(call_set_iommu, "kvm_arch_register_noncoherent_dma");
+	begin("SET_IOMMU of another container");
+	start(&follower, call_set_another_iommu);
+}
+
+static void both_are_set(void)
+{
+	begin("SET_IOMMU goes on");
+	expect_result(held.result, 0);
 	join_caller(&follower);
 	expect_result(follower.result, 0);
+	model_set_iommu(0);
+	model_set_iommu(1);
+}
+
+/* The second one does not make the VM non-coherent, but must not return before it is. */
+static void test_files_in_turn(void)
+{
+	hold_one_of_two(0);
+	wait_until(follower_waits_for_its_turn, "it waits until VM 0 is non-coherent");
+	goes_on();
+	both_are_set();
+	expect_noncoherent(0, true);
+}
+
+static void test_vms_apart(void)
+{
+	hold_one_of_two(1);
+	wait_until(follower_has_ended, "it does not wait for VM 0");
+	goes_on();
+	both_are_set();
+	expect_noncoherent(0, true);
+	expect_noncoherent(1, true);
+}
+
+/* VM 1 is told first. What is said of VM 0's file is what it is going to be told. */
+static void test_read_by_another(void)
+{
+	int id = plug(false, NONE), file = open_group(devices[id].group);
+	char path[60], text[400];
+
+	test_readable();
+	join(file, 0);
+	add(0, file);
+	add(1, file);
+	begin("SET_IOMMU is held while it tells VM 1");
+	hold(call_set_iommu, "kvm_arch_register_noncoherent_dma");
+	begin("fdinfo of VM 0");
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", vms[0].device);
+	expect_result(get_text(path, text, sizeof(text)), 0);
+	if (!strstr(text, "\nnoncoherent:\t0\n") || !strstr(text, " not-enforced\n"))
+		fail("it says: %s", text);
+	goes_on();
+	begin("SET_IOMMU goes on");
+	expect_result(held.result, 0);
+	model_set_iommu(0);
+	expect_noncoherent(0, true);
+	expect_noncoherent(1, true);
+}
+
+/* Until it is detached the group's devices may do DMA. */
+static void test_detached_first(void)
+{
+	int id = plug(false, NONE);
+
+	test_readable();
+	their_file = track(devices[id].group, 0);
+	begin("UNSET_CONTAINER is held, the group detached");
+	hold_with(call_leave, "vfio_iommu_type1:vfio_iommu_type1_detach_group", "at_return=1");
+	if (debugfs_flag(0) != 1)
+		fail("the VM was coherent before");
+	goes_on();
+	begin("UNSET_CONTAINER goes on");
+	expect_result(held.result, 0);
+	files[their_file].container = NONE;
+	containers[0].iommu = false;
+	expect_noncoherent(0, false);
+}
+
+/* There is one device until it has let go of all. */
+static void test_closed_first(void)
+{
+	int id = plug(false, NONE);
+
+	test_readable();
+	their_file = track(devices[id].group, 0);
+	begin("closing the KVM device is held before the VM is coherent");
+	hold(call_close_kvm_device, "kvm_arch_unregister_noncoherent_dma");
+	begin("KVM_CREATE_DEVICE meanwhile");
+	expect_result(create_device(0), -EBUSY);
+	goes_on();
+	begin("closing the KVM device goes on");
+	expect_result(held.result, 0);
+	vms[0].device = create_device(0);
+	expect_result(vms[0].device, 0);
 	files[their_file].owners = 0;
 	expect_noncoherent(0, false);
 }
@@ -294,6 +473,13 @@ static const struct test tests[] = {
 	{ "who reads the state can be killed while it changes", test_readers_are_killed },
 	{ "no memory is mapped for DMA before the VM is non-coherent", test_no_dma_before },
 	{ "DEL while a driver opens a device of the file", test_del_while_opened },
+	{ "DEL while a driver gets its reference to the VM", test_del_while_referenced },
+	{ "DEL while the VM is told of a change", test_del_while_told },
+	{ "two files make a VM non-coherent, one after the other", test_files_in_turn },
+	{ "a VM does not wait for the change of another one", test_vms_apart },
+	{ "a file's state while another VM is told of a change", test_read_by_another },
+	{ "a VM is non-coherent until its group is detached", test_detached_first },
+	{ "a second KVM device while the first one is being closed", test_closed_first },
 };
 
 const struct suite held_suite = SUITE(tests);
