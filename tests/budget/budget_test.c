@@ -506,6 +506,50 @@ static void shared_flush(void)
 	phase_end();
 }
 
+/* The other one looks what there is, and finds it being executed. */
+static void long_shared_flush(void)
+{
+	struct vcpu *v = spent(1, 0), *w = vcpu_create(&vm, 2);
+
+	phase("two vCPUs wait");
+	begin_both(v, w);
+	expected.guest[1] = 1;
+	expected.guest[2] = 1;
+	phase_end();
+
+	hold_at(wbinvd_function(), SPENT_MS);
+	phase("and share one flush, though it takes long");
+	set_budget(0);
+	end(v);
+	end(w);
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+	unload("hold");
+}
+
+/* It may have written since, on a CPU that has been flushed by now. */
+static void begins_during_a_flush(void)
+{
+	struct vcpu *v = vm_create(&vm, 1), *w = vcpu_create(&vm, 2);
+
+	set_budget(1000);
+	hold_at(wbinvd_function(), SPENT_MS);
+	phase("one that begins during another one's flush has its own");
+	begin(v, 1);
+	wait_until(somebody_is_held, "a flush");
+	begin(w, 1);
+	wait_count(&vm, "wbinvd_delays", 1);
+	end(v);
+	end(w);
+	expected.guest[1] = 1;
+	expected.guest[2] = 1;
+	expect_flush(1);
+	expect_flush(2);
+	phase_end();
+	unload("hold");
+}
+
 /* What two of them waited for is skipped, and owed when the VM becomes non-coherent. */
 static void shared_skip(void)
 {
@@ -645,6 +689,8 @@ SCENARIO(closing)
 SCENARIO(owed_flush)
 SCENARIO(moved_while_waiting)
 SCENARIO(shared_flush)
+SCENARIO(long_shared_flush)
+SCENARIO(begins_during_a_flush)
 SCENARIO(shared_skip)
 SCENARIO(not_shared_if_interrupted)
 SCENARIO(emulated)
@@ -672,6 +718,8 @@ static const struct scenario scenarios[] = {
 	{ "the owed flush", run_owed_flush },
 	{ "moved while it waits", run_moved_while_waiting },
 	{ "a shared flush", run_shared_flush },
+	{ "a shared flush that takes long", run_long_shared_flush },
+	{ "begun during a flush", run_begins_during_a_flush },
 	{ "skipped while two wait", run_shared_skip },
 	{ "not shared if interrupted", run_not_shared_if_interrupted },
 	{ "emulated", run_emulated },

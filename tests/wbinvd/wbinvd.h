@@ -36,6 +36,7 @@ struct vm {
 		struct vm *vm;
 		int id;
 		struct box *box;
+		uint32_t goal;	/* its WBINVDs, when it has executed those that were begun */
 	} vcpus[MAX_VCPUS];
 };
 
@@ -52,6 +53,8 @@ void vcpu_move(struct vcpu *v, int cpu);
 void vcpu_run_on(struct vcpu *v, int cpu);
 /* @n WBINVDs in a guest that runs on @cpu. */
 void vcpu_wbinvds(struct vcpu *v, int cpu, int n);
+void vcpu_begin_wbinvds(struct vcpu *v, int cpu, int n);
+void vcpu_end_wbinvds(struct vcpu *v);
 void vcpu_wbinvd(struct vcpu *v, int cpu);
 
 /* A phase in which a stopped vCPU runs on @cpu and its WBINVDs are skipped. */
@@ -74,6 +77,7 @@ struct vcpu *vcpu_with_debt(struct vm *vm);
 void marks_name_cpus(void);
 void migration(void);
 void moved_during_wbinvds(void);
+void changed_during_a_wbinvd(void);
 void fully_preemptible(void);
 void unplug_a_noted_cpu(void);
 void change_with_a_cpu_offline(void);

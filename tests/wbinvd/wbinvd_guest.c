@@ -98,19 +98,29 @@ void vcpu_run_on(struct vcpu *v, int cpu)
 	vcpu_leave(v);
 }
 
-void vcpu_wbinvds(struct vcpu *v, int cpu, int n)
+void vcpu_begin_wbinvds(struct vcpu *v, int cpu, int n)
 {
-	uint32_t goal = READ(v->box->done) + n;
-	double limit = now() + SCENARIO_LIMIT / 2;
-
+	v->goal = READ(v->box->done) + n;
 	expected.guest[cpu] += n;
 	WRITE(v->box->todo, n);
 	WRITE(v->box->cmd, CMD_WBINVD);
-	while (READ(v->box->done) != goal || READ(v->box->cmd) != CMD_NONE) {
+}
+
+void vcpu_end_wbinvds(struct vcpu *v)
+{
+	double limit = now() + SCENARIO_LIMIT / 2;
+
+	while (READ(v->box->done) != v->goal || READ(v->box->cmd) != CMD_NONE) {
 		if (now() > limit)
 			fail("vCPU %d does not finish its WBINVDs", v->id);
 		sleep_ms(1);
 	}
+}
+
+void vcpu_wbinvds(struct vcpu *v, int cpu, int n)
+{
+	vcpu_begin_wbinvds(v, cpu, n);
+	vcpu_end_wbinvds(v);
 }
 
 void vcpu_wbinvd(struct vcpu *v, int cpu)

@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 
 #include "hold.h"
+#include "vm.h"
 #include "wbinvd.h"
 
 /* ---- a running vCPU ------------------------------------------------------ */
@@ -171,6 +172,36 @@ void moved_during_wbinvds(void)
 	expect_flush(cpu);
 	expect_flush(1 + cpu % 3);
 	phase_end();
+	vcpu_leave(v);
+}
+
+/* Whoever makes the VM non-coherent meanwhile relies on what is being written back. */
+void changed_during_a_wbinvd(void)
+{
+	struct vm vm;
+	struct vcpu *v;
+	int group = group_open(0);
+
+	if (!noncoherent_host)
+		return;
+	v = noncoherent_vm(&vm, group, 1);
+	phase("running on CPUs 2 and 1 flushes nothing");
+	vcpu_run_on(v, 2);
+	vcpu_run_on(v, 1);
+	vcpu_enter(v);
+	phase_end();
+
+	hold_at(wbinvd_function(), "for_ms=500");
+	phase("DEL, and ADD during a WBINVD: both flush CPUs 1 and 2");
+	vcpu_begin_wbinvds(v, 1, 1);
+	wait_until(somebody_is_held, "the WBINVD is being executed");
+	file_del(&vm, group);
+	file_add(&vm, group);
+	vcpu_end_wbinvds(v);
+	expect_flushes(1, 2);
+	expect_flushes(2, 2);
+	phase_end();
+	forget_hold();
 	vcpu_leave(v);
 }
 

@@ -510,6 +510,7 @@ static const struct scenario scenarios[] = {
 	{ "WBINVD is executed on every CPU used", executed_on_the_mask },
 	{ "migration while running", migration },
 	{ "migration during WBINVDs", moved_during_wbinvds },
+	{ "change during a WBINVD", changed_during_a_wbinvd },
 	{ "change while running", running_during_the_change },
 	{ "two vCPUs", two_vcpus },
 	{ "a second VM", second_vm },
