@@ -140,6 +140,7 @@ void tear_down_held(void)
 	size_t i;
 
 	release_held();
+	tear_down_iommufd();
 	join_caller(&held);
 	join_caller(&follower);
 	for (i = 0; i < ARRAY_SIZE(readers); i++) {

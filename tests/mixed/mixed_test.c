@@ -29,7 +29,8 @@
  * attachment on. On 6.12 VFIO relies on it not to change while it matters, so that
  * is done while the device is not bound, or its group not attached.
  *
- * Output: KTAP. Usage: mixed_test [SEED [STEPS]], of the random walk.
+ * Output: KTAP. Usage: mixed_test [SEED [STEPS]], of the random walk; or mixed_test
+ * iommufd, which has cases of its own, and no model.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -429,8 +430,10 @@ int main(int argc, char **argv)
 	static const struct program program = { prepare, set_up, tear_down };
 	static const struct suite *const suites[] = {
 		&suite, &last_suite, &held_suite, &walk_suite,
-	};
+	}, *const iommufd_suites[] = { &iommufd_suite };
 
+	if (argc > 1 && !strcmp(argv[1], "iommufd"))
+		return run_tests(&program, iommufd_suites, ARRAY_SIZE(iommufd_suites), "");
 	choose_walk(argc, argv);
 	return run_tests(&program, suites, ARRAY_SIZE(suites), "");
 }

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Cases of mixed_test with iommufd: a thread is held by hold.ko on the second CPU while it
+ * attaches a device, or takes it off.  What VM 0 is then is in debugfs.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "hold.h"
+#include "iommufd.h"
+#include "mixed.h"
+
+/* The fixture's IOMMU driver attaches a device, of which DMA is possible from then on. */
+#define ATTACHES	"vfio_testdev:testdev_attach_dev"
+
+static int uffd = NONE, iommufd = NONE, opened[3] = { NONE, NONE, NONE };
+
+/* What the calls are about that other threads make */
+static int their_file = NONE;
+static uint32_t their_pt;
+
+static int call_attach(void)
+{
+	return call(device_file_attach(their_file, &their_pt));
+}
+
+static int call_detach(void)
+{
+	return call(device_file_detach(their_file));
+}
+
+static int call_bind(void)
+{
+	return call(device_file_bind(opened[2], iommufd));
+}
+
+static int call_close(void)
+{
+	int file = opened[0];
+
+	opened[0] = NONE;
+	return call(close(file));
+}
+
+void tear_down_iommufd(void)
+{
+	size_t i;
+
+	close_fd(&uffd);		/* somebody may wait for it */
+	for (i = 0; i < ARRAY_SIZE(opened); i++)
+		close_fd(&opened[i]);
+	close_fd(&iommufd);
+}
+
+/* Nothing remaps interrupts, of which these devices have none. */
+static void begin_with_iommufd(void)
+{
+	test_readable();
+	begin("opening an iommufd");
+	must_put("/sys/module/iommufd/parameters/allow_unsafe_interrupts", "1");
+	iommufd = open_iommufd();
+}
+
+static int open_bound(int place, int id)
+{
+	opened[place] = device_file(id);
+	must(device_file_bind(opened[place], iommufd));
+	return opened[place];
+}
+
+static void track_theirs(int file)
+{
+	their_file = file;
+	must(kvm_vfio_add(vms[0].device, file));
+}
+
+/* OPTIONS say whether the driver has been called, or has returned. */
+static void held_while(int (*their_call)(void), const char *function, const char *options,
+		       bool noncoherent, bool then)
+{
+	hold_with(their_call, function, options);
+	if (debugfs_flag(0) != noncoherent)
+		fail("the VM is %scoherent", noncoherent ? "" : "non-");
+	goes_on();
+	expect_result(held.result, 0);
+	if (debugfs_flag(0) != then)
+		fail("the VM is %scoherent when the call has returned", then ? "" : "non-");
+}
+
+static void test_attached(void)
+{
+	int id = plug(false, NONE);
+
+	begin_with_iommufd();
+	their_pt = new_ioas(iommufd);
+	track_theirs(open_bound(0, id));
+	begin("a device is about to be attached");
+	held_while(call_attach, ATTACHES, "", true, true);
+	begin("a device is about to be detached");
+	held_while(call_detach, ATTACHES, "", true, false);
+}
+
+/* By its group's file, to the IOAS of the container that an iommufd is */
+static int call_open_device(void)
+{
+	char name[40];
+
+	snprintf(name, sizeof(name), "vfio_testdev.%d", their_file);
+	opened[1] = call(ioctl(opened[0], VFIO_GROUP_GET_DEVICE_FD, name));
+	return opened[1] < 0 ? opened[1] : 0;
+}
+
+static void test_opened_by_group(void)
+{
+	int id = plug(false, NONE);
+
+	begin_with_iommufd();
+	opened[0] = must_open_group(testdev_group_number(id));
+	must(group_join(opened[0], iommufd));
+	must(container_set_iommu(iommufd));
+	must(kvm_vfio_add(vms[0].device, opened[0]));
+	their_file = id;
+	begin("a device that is opened is about to be attached");
+	held_while(call_open_device, ATTACHES, "skip=1", true, true);
+}
+
+/* Its own page table enforces coherency, the other one's does not. */
+static void test_replaced(void)
+{
+	int good = plug(true, NONE), bad = plug(false, NONE);
+	uint32_t own, other;
+
+	begin_with_iommufd();
+	own = new_ioas(iommufd);
+	other = new_ioas(iommufd);
+	must(device_file_attach(open_bound(1, bad), &other));
+	track_theirs(open_bound(0, good));
+	their_pt = own;
+	expect_result(call_attach(), 0);
+	if (debugfs_flag(0))
+		fail("the device is not coherent");
+	begin("a page table that enforces nothing is about to be attached");
+	their_pt = other;
+	held_while(call_attach, ATTACHES, "", true, true);
+	begin("one that enforces coherency has been attached");
+	their_pt = own;
+	held_while(call_attach, ATTACHES, "at_return=1", true, false);
+}
+
+/* Its driver can access memory as soon as it is told. */
+static void test_emulated(void)
+{
+	int id = get_number(TESTDEV "create");
+
+	test_readable();
+	must_put(TESTDEV "create", "1 emulated");
+	iommufd = open_iommufd();
+	their_pt = new_ioas(iommufd);
+	track_theirs(open_bound(0, id));
+	begin("an emulated device is about to be attached");
+	held_while(call_attach, "vfio:vfio_iommufd_emulated_attach_ioas", "", true, true);
+	begin("an emulated device is about to be detached");
+	held_while(call_detach, "vfio:vfio_iommufd_emulated_detach_ioas", "", true, false);
+}
+
+static bool follower_waits_for_watchers(void)
+{
+	return sleeps_in(follower.tid, "iommufd_");
+}
+
+/* Three devices of a group: the second is held while VM 0 is told, and another one ... */
+static void hold_second(int (*meanwhile)(void))
+{
+	int a = plug(false, NONE), b = plug(false, devices[a].group);
+	int c = plug(false, devices[a].group);
+
+	begin_with_iommufd();
+	their_pt = new_ioas(iommufd);
+	open_bound(0, a);
+	track_theirs(open_bound(1, b));
+	opened[2] = device_file(c);
+	begin("attaching is held while it tells the VM");
+	hold(call_attach, "kvm_arch_register_noncoherent_dma");
+	begin("another device of the group meanwhile");
+	start(&follower, meanwhile);
+	wait_until(follower_waits_for_watchers, "it waits until the VM has been told");
+	goes_on();
+	begin("attaching goes on");
+	expect_result(held.result, 0);
+	join_caller(&follower);
+	begin("another device of the group goes on");
+	expect_result(follower.result, 0);
+	if (debugfs_flag(0) != 1)
+		fail("the VM is coherent");
+}
+
+static void test_closed(void)	{ hold_second(call_close); }
+static void test_bound(void)	{ hold_second(call_bind); }
+
+static struct attach_pt *request;
+
+static int call_attach_with_request(void)
+{
+	return call(ioctl(their_file, VFIO_DEVICE_ATTACH_IOMMUFD_PT, request));
+}
+
+static bool answer_waits(void)
+{
+	return sleeps_in(held.tid, "handle_userfault");
+}
+
+/* Who attaches a device waits for where the answer goes to, and nobody for him. */
+static void test_answer_waits(void)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP };
+	struct uffdio_register range = {
+		.range.len = 4096, .mode = UFFDIO_REGISTER_MODE_WP,
+	};
+	struct uffdio_writeprotect protect = { .mode = UFFDIO_WRITEPROTECT_MODE_WP };
+	int id = plug(false, NONE);
+
+	begin_with_iommufd();
+	track_theirs(open_bound(0, id));
+	request = shared_memory(4096);
+	*request = (struct attach_pt){ sizeof(*request), 0, new_ioas(iommufd) };
+	range.range.start = (uintptr_t)request;
+	protect.range = range.range;
+	uffd = must(syscall(SYS_userfaultfd, O_CLOEXEC));
+	must(ioctl(uffd, UFFDIO_API, &api));
+	must(ioctl(uffd, UFFDIO_REGISTER, &range));
+	must(ioctl(uffd, UFFDIO_WRITEPROTECT, &protect));
+	begin("attaching a device, with its answer write-protected");
+	start(&held, call_attach_with_request);
+	wait_until(answer_waits, "the answer waits");
+	begin("detaching it meanwhile");
+	start(&follower, call_detach);
+	wait_until(follower_has_ended, "that does not wait");
+	expect_result(follower.result, 0);
+	if (debugfs_flag(0))
+		fail("the VM is non-coherent");
+	protect.mode = 0;
+	must(ioctl(uffd, UFFDIO_WRITEPROTECT, &protect));
+	begin("attaching goes on");
+	join_caller(&held);
+	expect_result(held.result, 0);
+	if (debugfs_flag(0) != 1)
+		fail("the VM is coherent");
+}
+
+static const struct test tests[] = {
+	{ "iommufd: a VM is told before, and after its device is detached", test_attached },
+	{ "iommufd: the same of a device that is opened by its group", test_opened_by_group },
+	{ "iommufd: a VM is told before a page table is replaced, or after", test_replaced },
+	{ "iommufd: the same of an emulated device", test_emulated },
+	{ "iommufd: nobody waits for where an answer goes to", test_answer_waits },
+	{ "iommufd: a device is closed while the VM of another one is told", test_closed },
+	{ "iommufd: a device is bound while the VM of another one is told", test_bound },
+};
+
+const struct suite iommufd_suite = SUITE(tests);
