@@ -233,20 +233,20 @@ static void expect_deleted(void)
  * The other thread's ADD comes to FUNCTION, and is held there. Not on CPU 0, without
  * which no grace period of kvm->srcu ends while the struct is small.
  */
-static void hold_add_at(const char *function)
+static void hold_add_at(const char *function, const char *options)
 {
 	must_tear_down_later();
 	attach(NONCOHERENT, 0);
 	guest_touches(SMALL);
 	guest_touches(HUGE);
-	hold_at(function, "");
+	hold_at(function, options);
 	start_change_on(1, KVM_DEV_VFIO_GROUP_ADD);
 	wait_until(somebody_is_held, "the teardown is held");
 }
 
 static void test_deletion_before(void)
 {
-	hold_add_at(BEFORE_TEARDOWN);
+	hold_add_at(BEFORE_TEARDOWN, "");
 	if (idle_page_is_unmapped())
 		fail("the old root is torn down before the test lets it");
 	delete_huge();			/* it finds the root that waits to be torn down */
@@ -260,7 +260,7 @@ static void test_deletion_before(void)
 
 static void test_deletion_meanwhile(void)
 {
-	hold_add_at(IN_TEARDOWN);
+	hold_add_at(IN_TEARDOWN, "");
 	memset(&slot_change, 0, sizeof(slot_change));
 	slot_change.thread = thread_on(0, delete_huge_meanwhile);
 	wait_until(slot_change_waits_or_ended, "the deletion waits");
@@ -273,6 +273,19 @@ static void test_deletion_meanwhile(void)
 		fail("deleted memory is still mapped");
 	expect_deleted();
 	goes_on(true);
+}
+
+/* A change for whose roots the teardown that is just ending comes too early */
+static void test_change_meanwhile(void)
+{
+	hold_add_at(IN_TEARDOWN, "at_return=1");
+	guest_touches(HUGE);
+	del(NONCOHERENT);
+	if (idle_page_is_unmapped())
+		fail("the second root is torn down before the test lets it");
+	end_change();
+	wait_until(idle_page_is_unmapped, "the second root is torn down");
+	goes_on(false);
 }
 
 /* ---- a worker tears down ------------------------------------------------- */
@@ -368,6 +381,7 @@ static const struct test tests[] = {
 	  test_many_changes },
 	{ "a memslot is deleted before the teardown", test_deletion_before },
 	{ "a memslot's deletion waits for the teardown", test_deletion_meanwhile },
+	{ "a change while a teardown ends", test_change_meanwhile },
 	{ "slots_lock is taken: a worker tears down later", test_slots_busy },
 	{ "a kernel thread makes the change: a worker tears down", test_kernel_thread },
 };
