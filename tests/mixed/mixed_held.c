@@ -58,6 +58,12 @@ static bool follower_drains(void)
 	return sleeps_in(follower.tid, "drain");
 }
 
+/* For kvm_vfio.files_lock */
+static bool follower_waits_for_call(void)
+{
+	return sleeps_in(follower.tid, "kvm_vfio_");
+}
+
 /* For the lock of the external slot */
 static bool follower_waits_for_slot(void)
 {
@@ -181,6 +187,11 @@ static int call_open_device(void)
 	snprintf(name, sizeof(name), "vfio_testdev.%d", their_device);
 	their_fd = call(ioctl(files[their_file].fd, VFIO_GROUP_GET_DEVICE_FD, name));
 	return their_fd < 0 ? their_fd : 0;
+}
+
+static int call_add(void)
+{
+	return call(kvm_vfio_add(vms[0].device, files[their_file].fd));
 }
 
 static int call_del(void)
@@ -358,6 +369,26 @@ static void test_del_while_told(void)
 	del_goes_on();
 }
 
+/* What user space does with one KVM device */
+static void test_calls_in_turn(void)
+{
+	int id = plug(false, NONE);
+
+	test_readable();
+	their_file = open_group(devices[id].group);
+	join(their_file, 0);
+	set_iommu(0);
+	begin("ADD is held before the VM is non-coherent");
+	hold(call_add, "kvm_arch_register_noncoherent_dma");
+	begin("DEL meanwhile");
+	start(&follower, call_del);
+	wait_until(follower_waits_for_call, "DEL waits for ADD");
+	goes_on();
+	begin("ADD goes on");
+	expect_result(held.result, 0);
+	del_goes_on();
+}
+
 /* Two files of VM 0, or one of each VM: SET_IOMMU of the first is held, and ... */
 static void hold_one_of_two(int other)
 {
@@ -476,6 +507,7 @@ static const struct test tests[] = {
 	{ "DEL while a driver opens a device of the file", test_del_while_opened },
 	{ "DEL while a driver gets its reference to the VM", test_del_while_referenced },
 	{ "DEL while the VM is told of a change", test_del_while_told },
+	{ "DEL while a file is being added", test_calls_in_turn },
 	{ "two files make a VM non-coherent, one after the other", test_files_in_turn },
 	{ "a VM does not wait for the change of another one", test_vms_apart },
 	{ "a file's state while another VM is told of a change", test_read_by_another },
