@@ -231,6 +231,24 @@ static void test_other_process(void)
 	changes_by_worker(child_changes, false);
 }
 
+/* It is held before it marks the roots: a worker that looks by then finds none. */
+static void test_other_process_held(void)
+{
+	must_tear_down_later();
+	start_child_that_attaches();
+	run_on(1);
+	guest_touches(HUGE);
+	run_workers_on("2");
+	hold_at("kvm_mmu_leave_sptes", "");
+	tell_child();
+	wait_until(somebody_is_held, "the other process is held in its change");
+	usleep(200000);
+	let_go();
+	child_is_ready();
+	wait_until(idle_page_is_unmapped, "a worker tears the old root down");
+	goes_on(true);
+}
+
 /* It is killed when it has made the change: it is a worker that tears the roots down. */
 static void test_other_process_killed(void)
 {
@@ -291,6 +309,7 @@ void tear_down_processes(void)
 static const struct test tests[] = {
 	{ "a dying process makes the change", test_closed_by_death },
 	{ "another process than the VM's makes the changes", test_other_process },
+	{ "another process makes a change, slowly", test_other_process_held },
 	{ "another process is killed before its teardown", test_other_process_killed },
 	{ "killed at the end of the change", test_killed_in_change },
 	{ "killed before the teardown", test_killed_before },
