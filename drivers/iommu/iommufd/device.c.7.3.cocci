@@ -39,7 +39,8 @@
 +
  iommufd_hw_pagetable_attach(...) { ... }
 
-// What the page table enforces does not change.
+// What the page table enforces does not change.  A device that takes coherency away from
+// its group has been asked about when it joined.
 @attach@
 identifier hwpt, idev, rc, igroup;
 @@
