@@ -18,6 +18,9 @@
 /* The fixture's IOMMU driver attaches a device, of which DMA is possible from then on. */
 #define ATTACHES	"vfio_testdev:testdev_attach_dev"
 
+#define LAX		"/sys/module/vfio_testdev/parameters/lax"
+#define MAY		"/sys/module/vfio/parameters/noncoherent"
+
 static int uffd = NONE, iommufd = NONE, opened[3] = { NONE, NONE, NONE };
 
 /* What the calls are about that other threads make */
@@ -55,6 +58,8 @@ void tear_down_iommufd(void)
 	for (i = 0; i < ARRAY_SIZE(opened); i++)
 		close_fd(&opened[i]);
 	close_fd(&iommufd);
+	put(LAX, "0");
+	put(MAY, "allow");
 }
 
 /* Nothing remaps interrupts, of which these devices have none. */
@@ -202,6 +207,35 @@ static void hold_second(int (*meanwhile)(void))
 static void test_closed(void)	{ hold_second(call_close); }
 static void test_bound(void)	{ hold_second(call_bind); }
 
+/*
+ * From Linux 7.3 on an IOMMU may attach a device that is not coherent with its group, and
+ * that takes coherency away from all of it.
+ */
+static void test_refused_meanwhile(void)
+{
+	int good = plug(true, NONE), bad;
+
+	begin_with_iommufd();
+	if (put(LAX, "1"))
+		return;
+	bad = plug(false, devices[good].group);
+	their_pt = new_ioas(iommufd);
+	opened[2] = device_file(bad);
+	must_put(MAY, "refuse");
+	begin("binding a device that is not coherent is held");
+	hold_with(call_bind, "iommu_device_claim_dma_owner", "at_return=1");
+	track_theirs(open_bound(0, good));
+	begin("a coherent device of its group is attached meanwhile");
+	expect_result(call_attach(), 0);
+	if (debugfs_flag(0))
+		fail("the VM is non-coherent");
+	goes_on();
+	begin("binding goes on");
+	expect_result(held.result, -EPERM);
+	if (debugfs_flag(0))
+		fail("the VM is non-coherent");
+}
+
 static struct attach_pt *request;
 
 static int call_attach_with_request(void)
@@ -257,6 +291,7 @@ static const struct test tests[] = {
 	{ "iommufd: the same of a device that is opened by its group", test_opened_by_group },
 	{ "iommufd: a VM is told before a page table is replaced, or after", test_replaced },
 	{ "iommufd: the same of an emulated device", test_emulated },
+	{ "iommufd: a device is refused whose group is being attached", test_refused_meanwhile },
 	{ "iommufd: nobody waits for where an answer goes to", test_answer_waits },
 	{ "iommufd: a device is closed while the VM of another one is told", test_closed },
 	{ "iommufd: a device is bound while the VM of another one is told", test_bound },
