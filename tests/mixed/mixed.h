@@ -166,6 +166,8 @@ void goes_on(void);
 
 void test_readable(void);
 void tear_down_held(void);
+/* Before, and after, who has been left there has ended */
+void release_answer(void);
 void tear_down_iommufd(void);
 void choose_walk(int argc, char **argv);
 

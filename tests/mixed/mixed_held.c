@@ -146,7 +146,7 @@ void tear_down_held(void)
 	size_t i;
 
 	release_held();
-	tear_down_iommufd();
+	release_answer();
 	join_caller(&held);
 	join_caller(&follower);
 	for (i = 0; i < ARRAY_SIZE(readers); i++) {
@@ -156,6 +156,7 @@ void tear_down_held(void)
 	}
 	forget_hold();
 	close_fd(&their_fd);
+	tear_down_iommufd();
 }
 
 /* ---- while somebody is held ---------------------------------------------- */

@@ -50,11 +50,15 @@ static int call_close(void)
 	return call(close(file));
 }
 
+void release_answer(void)
+{
+	close_fd(&uffd);
+}
+
 void tear_down_iommufd(void)
 {
 	size_t i;
 
-	close_fd(&uffd);		/* somebody may wait for it */
 	for (i = 0; i < ARRAY_SIZE(opened); i++)
 		close_fd(&opened[i]);
 	close_fd(&iommufd);
