@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* What the lab's programs share: see the header. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -80,6 +81,56 @@ void never_ends(const char *what)
 	fflush(stdout);
 	syscall(SYS_close_range, 3, ~0u, 0);
 	_exit(1);
+}
+
+/* A file of /proc, each line as a remark */
+static void say_file(const char *path)
+{
+	char line[200];
+	FILE *file = fopen(path, "r");
+
+	while (file && fgets(line, sizeof(line), file))
+		printf("#   %s%s", line, strchr(line, '\n') ? "" : "\n");
+	if (file)
+		fclose(file);
+}
+
+static void say_link(const char *path)
+{
+	char target[200];
+	ssize_t got = readlink(path, target, sizeof(target) - 1);
+
+	if (got > 0)
+		printf("#   %.*s\n", (int)got, target);
+}
+
+static void say_each(pid_t pid, const char *folder, const char *file,
+		     void (*say)(const char *path))
+{
+	char path[300];
+	struct dirent *entry;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", pid, folder);
+	dir = opendir(path);
+	while (dir && (entry = readdir(dir))) {
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(path, sizeof(path), "/proc/%d/%s/%s%s", pid, folder,
+			 entry->d_name, file);
+		printf("# %s\n", path);
+		say(path);
+	}
+	if (dir)
+		closedir(dir);
+}
+
+void say_where(pid_t pid)
+{
+	say_each(pid, "task", "/syscall", say_file);
+	say_each(pid, "task", "/stack", say_file);
+	say_each(pid, "fd", "", say_link);
+	fflush(stdout);
 }
 
 void must_join(pthread_t thread, const char *what)

@@ -68,6 +68,12 @@ void wait_until(bool (*condition)(void), const char *what);
  */
 void __attribute__((noreturn)) never_ends(const char *what);
 
+/*
+ * Print where in the kernel each thread of a process stands that does not come any
+ * further, as far as this kernel tells, and what is open there: before it is killed.
+ */
+void say_where(pid_t pid);
+
 /* Ends by never_ends() if the thread does not; the process is killed first. */
 void must_join(pthread_t thread, const char *what);
 void must_die(pid_t pid, const char *what);

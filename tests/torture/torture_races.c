@@ -335,6 +335,7 @@ static void wait_for_race(pid_t pid)
 		done = race->done;
 		if (quiet < RACE_LIMIT)
 			continue;
+		say_where(pid);
 		kill(pid, SIGKILL);
 		if (poll(&end, 1, 20000) == 0)
 			never_ends("a race that is killed");

@@ -132,6 +132,7 @@ static void hangs(pid_t pid)
 	walk->failed = true;
 	walk->aspect = HANG;
 	snprintf(walk->why, sizeof(walk->why), "no end after %d s", STEP_LIMIT);
+	say_where(pid);
 	kill(pid, SIGKILL);
 }
 
