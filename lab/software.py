@@ -160,7 +160,7 @@ def tools(base):
         raise Problem(f"{kvm_stat} is missing: run make modules BASE={base}")
     return [*((path, path) for path in TOOLS), (PYTHON, "/usr/bin/python3"),
             (kvm_stat, "/bin/kvm_stat"), *python_modules(kvm_stat),
-            (os.path.join(INSIDE, "doc-command"), "/bin/doc-command"),
+            (os.path.join(TOP, "kit/doc-command"), "/bin/doc-command"),
             (os.path.join(INSIDE, "welcome"), ".welcome"),
             *((os.path.join(TOP, page), "/doc/" + os.path.basename(page)) for page in PAGES)]
 
