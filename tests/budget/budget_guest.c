@@ -2,7 +2,6 @@
 /* The guest of budget_test: see the header. */
 #define _GNU_SOURCE
 #include <sched.h>
-#include <signal.h>
 #include <sys/ioctl.h>
 
 #include "budget.h"
@@ -108,16 +107,10 @@ static void vcpu_setup(struct vcpu_thread *t)
 	start_real_mode(t->fd, WBINVD_AT, GUEST_BOX + v->id * 0x1000);
 }
 
-static void on_signal(int signal __attribute__((unused)))
-{
-}
-
 struct vcpu *vcpu_create(struct vm *vm, int cpu)
 {
-	struct sigaction action = { .sa_handler = on_signal };
 	struct vcpu *v = &vm->vcpus[vm->n_vcpus];
 
-	must(sigaction(SIGUSR1, &action, NULL));
 	v->vm = vm;
 	v->id = vm->n_vcpus++;
 	v->box = (void *)(vm->mem + GUEST_BOX + v->id * 0x1000);
@@ -204,8 +197,7 @@ void tell_wbnoinvd(struct vcpu *v, bool has)
 
 void interrupt(struct vcpu *v)
 {
-	if (pthread_kill(v->thread.thread, SIGUSR1))
-		fail("the vCPU's thread takes no signal");
+	vcpu_thread_interrupt(&v->thread);
 }
 
 long long count(struct vm *vm, const char *name)

@@ -248,9 +248,17 @@ static void *vcpu_thread(void *arg)
 	return NULL;
 }
 
+static void on_signal(int signal)
+{
+	(void)signal;
+}
+
 void vcpu_thread_create(struct vcpu_thread *t, int cpu,
 			void (*setup)(struct vcpu_thread *t))
 {
+	struct sigaction action = { .sa_handler = on_signal };
+
+	must(sigaction(SIGUSR1, &action, NULL));
 	t->setup = setup;
 	t->first_cpu = cpu;
 	sem_init(&t->ready, 0, 0);
@@ -269,6 +277,12 @@ void vcpu_thread_go(struct vcpu_thread *t)
 void vcpu_thread_wait(struct vcpu_thread *t)
 {
 	wait_sem(&t->stopped, "stopping a vCPU");
+}
+
+void vcpu_thread_interrupt(struct vcpu_thread *t)
+{
+	if (pthread_kill(t->thread, SIGUSR1))
+		fail("the vCPU's thread takes no signal");
 }
 
 /* ---- VFIO ---------------------------------------------------------------- */

@@ -125,6 +125,8 @@ void vcpu_thread_create(struct vcpu_thread *t, int cpu,
 /* Let it enter the guest, and wait until the guest has left. */
 void vcpu_thread_go(struct vcpu_thread *t);
 void vcpu_thread_wait(struct vcpu_thread *t);
+/* A signal, by which it leaves KVM_RUN. */
+void vcpu_thread_interrupt(struct vcpu_thread *t);
 
 /* ---- VFIO ---------------------------------------------------------------- */
 

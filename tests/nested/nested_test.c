@@ -889,20 +889,11 @@ static void must_wait(struct vm *vm, int n)
 		fail("L%d's WBINVD has not waited", vm->level + 1);
 }
 
-static void on_signal(int signal)
-{
-	(void)signal;
-}
-
 /* KVM_RUN is left and entered once more. */
 static void interrupt_wait(struct vm *vm, int n)
 {
-	struct sigaction action = { .sa_handler = on_signal };
-
-	must(sigaction(SIGUSR1, &action, NULL));
 	vm->thread.any_stop = true;
-	if (pthread_kill(vm->thread.thread, SIGUSR1))
-		fail("the vCPU's thread takes no signal");
+	vcpu_thread_interrupt(&vm->thread);
 	vcpu_thread_wait(&vm->thread);
 	if (vm->thread.error != EINTR)
 		fail("KVM_RUN was interrupted and returned %s", strerror(vm->thread.error));
