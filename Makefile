@@ -34,7 +34,8 @@ help:
 	@echo
 	@echo '  make demo         a guest with an assigned device, in an emulated host'
 	@echo '  make check        build, and run all tests ($(CHECK_BASES) unless BASE is given) that'
-	@echo '                    something has changed for; AGAIN=1: whether it has or not'
+	@echo '                    something has changed for, and the fast ones of $(QUICK_BASES);'
+	@echo '                    AGAIN=1: whether it has or not'
 	@echo '  make quick        the fast ones of them, for BASE alone'
 	@echo '  make check-debug  the tests under a kernel with KASAN, lockdep and kmemleak'
 	@echo '  make check-races  those with several threads under a kernel with KCSAN, for data races'
@@ -199,9 +200,12 @@ $(SELFTESTS:%=$(O)/%): $(O)/%: tools/testing/selftests/kvm/%.c \
 		$(wildcard tools/testing/selftests/kvm/vfio_*.h) | tree
 	$(CC) -O2 -Wall -static -pthread -I $(O)/tree/tools/testing/selftests -o $@ $<
 
-# Those whose files say `check = true`, unless one is asked for.
-CHECK_BASES = $(if $(filter command line environment,$(origin BASE)),$(BASE),$(shell \
-	for base in $(BASES); do [ "$$(kit/get bases/$$base check)" != true ] || echo $$base; done))
+# Those whose files say `check = true`, unless one is asked for; then none has the quick group alone.
+BASES_THAT_SAY = $(shell for base in $(BASES); do \
+	[ "$$(kit/get bases/$$base check)" != $(1) ] || echo $$base; done)
+BASE_ASKED_FOR := $(filter command line environment,$(origin BASE))
+CHECK_BASES = $(if $(BASE_ASKED_FOR),$(BASE),$(call BASES_THAT_SAY,true))
+QUICK_BASES = $(if $(BASE_ASKED_FOR),,$(call BASES_THAT_SAY,quick))
 empty :=
 comma := ,
 
@@ -210,6 +214,7 @@ check-build: setup bochs
 	@build/setup series lint tools
 	@build/fetch-qemu trixie-backports || echo 'going on without it: runs that need it will fail' >&2
 	@set -e; for base in $(CHECK_BASES); do $(MAKE) BASE=$$base modules programs iommufd; done
+	@set -e; for base in $(QUICK_BASES); do $(MAKE) BASE=$$base modules programs; done
 
 # Is this change sane? What takes seconds, and the runs that find most, on one base
 .PHONY: quick
@@ -220,8 +225,10 @@ quick: modules programs
 # The last line counts, whatever happens. AGAIN=1: also what has passed, unchanged
 .PHONY: check
 check:
-	@$(MAKE) check-build CHECK_BASES="$(CHECK_BASES)" || { echo '0 passed, 1 failed, 0 skipped'; exit 1; }
-	@tests/check --base $(subst $(empty) $(empty),$(comma),$(CHECK_BASES)) $(if $(AGAIN),--again)
+	@$(MAKE) check-build CHECK_BASES="$(CHECK_BASES)" QUICK_BASES="$(QUICK_BASES)" || \
+		{ echo '0 passed, 1 failed, 0 skipped'; exit 1; }
+	@tests/check --base $(subst $(empty) $(empty),$(comma),$(CHECK_BASES)) \
+		--quick '$(subst $(empty) $(empty),$(comma),$(QUICK_BASES))' $(if $(AGAIN),--again)
 
 .PHONY: check-debug
 check-debug: debug-kernel programs bochs

@@ -86,8 +86,8 @@ def native(name):
 
 
 def checked():
-    """The bases that `make check` takes unless it is told others."""
-    return [name for name in names() if base(name)["check"]]
+    """The bases of which `make check` runs all unless it is told others."""
+    return [name for name in names() if base(name)["check"] is True]
 
 
 def fact(name, what):

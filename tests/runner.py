@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Run the checks of one base or several, two at a time, and sum them up.
 
-    tests/check [--base 6.1[,6.12]] [--kernel debian|debug|races] [--group GROUP] [--only REGEX]
-                [--jobs N] [--again]
+    tests/check [--base 6.1[,6.12]] [--quick 7.3] [--kernel debian|debug|races] [--group GROUP]
+                [--only REGEX] [--jobs N] [--again]
 
 The checks are found by folder.  ROOM/runs.toml and ROOM/FOLDER/runs.toml have a section each:
 
@@ -14,7 +14,8 @@ The checks are found by folder.  ROOM/runs.toml and ROOM/FOLDER/runs.toml have a
     stock = true                        ept-stock is the same with Debian's own modules; "alone"
                                         is without plugin and oracle, which know ours
     needs = ["iommufd"]                 facts of a base (bases/*.toml); other bases go without
-    groups = ["quick"]                  what --group takes; "races": the kernel that looks for data
+    groups = ["quick"]                  what --group takes; "quick": the bases of --quick have
+                                        these alone; "races": the kernel that looks for data
                                         races has these
     seconds = 300                       about how long it takes, if that is long
     debug = false                       of no use with the debug kernel
@@ -477,6 +478,8 @@ def parse():
     parser = argparse.ArgumentParser(prog="tests/check")
     parser.add_argument("--base", default=bases.default(),
                         help="one base, or several with commas")
+    parser.add_argument("--quick", default="", metavar="BASE",
+                        help="bases of which only the group quick runs")
     parser.add_argument("--kernel", choices=("debian", *DEBUG_KERNELS), default="debian")
     parser.add_argument("--group", default="", help="only entries of this group (quick)")
     parser.add_argument("--only", default="", metavar="REGEX", help="entries to run")
@@ -486,12 +489,13 @@ def parse():
 
 
 def wanted_checks(args):
-    wanted = args.base.split(",")
-    for base in wanted:
+    wanted = [(base, args.group) for base in args.base.split(",")]
+    wanted += [(base, "quick") for base in args.quick.split(",") if base]
+    for base, _ in wanted:
         bases.base(base)                    # Problem if there is none
-    checks = [check for base in wanted
+    checks = [check for base, group in wanted
               for check in (*selftests(base, args), *listed_checks(base, args))
-              if re.search(args.only, check.name) and (not args.group or args.group in check.groups)]
+              if re.search(args.only, check.name) and (not group or group in check.groups)]
     if not checks:
         raise Problem(f"no check is named like '{args.only or args.group}'.")
     return checks
