@@ -78,6 +78,9 @@ SPLATS = re.compile("|".join((
 )))
 # A kernel that says so about every emulated CPU without new microcode.
 HARMLESS = re.compile(r"(Speculative Return Stack Overflow|RETBleed|Spectre V2.*): WARNING: ")
+# The debug kernel is asked to let allocations fail, and tells of some of them who called.
+FAILED_ALLOCATION = re.compile(r"((?:vmalloc error|page allocation failure): .*\n"
+                               r"(?:.*(?:CPU: |Hardware name: ).*\n)*.*)Call Trace:")
 TAINT_DIE, TAINT_WARN = 1 << 7, 1 << 9
 
 
@@ -623,6 +626,8 @@ def judge_console(text, kernel="debian", expects=()):
         return 2, "the console stayed silent"
     if BROKEN_MARK in text:
         return 2, text.split(BROKEN_MARK, 1)[1].split("\n", 1)[0]
+    if kernel == "debug":
+        text = FAILED_ALLOCATION.sub(r"\1", text)
     splat = next((line for line in text.splitlines()
                   if SPLATS.search(line) and not HARMLESS.search(line)
                   and not any(re.search(regex, line) for regex in expects)), None)
