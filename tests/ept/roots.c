@@ -46,8 +46,7 @@ static long page_tables(void)
 	return count;
 }
 
-/* A VM is one of these, and so is each of its vCPUs and each /dev/kvm that is open. */
-static long kvm_users(void)
+long kvm_users(void)
 {
 	return must(get_number("/sys/module/kvm_intel/refcnt"));
 }

@@ -7,6 +7,8 @@
 
 /* ---- what is counted ----------------------------------------------------- */
 
+/* A VM is one of these, and so is each of its vCPUs and each /dev/kvm that is open. */
+long kvm_users(void);
 /* With no VM of this test there */
 void count_before(void);
 bool no_vm_is_left(void);

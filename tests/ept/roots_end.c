@@ -80,9 +80,47 @@ static void test_unload(void)
 	group_is_free();
 }
 
+static void *attach_meanwhile(void *unused __attribute__((unused)))
+{
+	attach(NONCOHERENT, 0);
+	return NULL;
+}
+
+static long users_wanted;
+
+static bool users_are_as_before(void)
+{
+	return kvm_users() == users_wanted;
+}
+
+/*
+ * A thread makes the VM non-coherent, by a call that concerns VFIO alone, and is on its
+ * way back to user space. Another one could close all files of KVM now, and then the VM
+ * would end there. (Here it cannot: with somebody held, closing waits for RCU.)
+ */
+static void test_module_is_held(void)
+{
+	pthread_t thread;
+
+	must_tear_down_later();
+	add(NONCOHERENT);
+	guest_touches(SMALL);
+	users_wanted = kvm_users();
+	hold_at("kvm_put_kvm", "");
+	thread = thread_on(1, attach_meanwhile);
+	wait_until(somebody_is_held, "the thread is to let the VM go");
+	if (kvm_users() != users_wanted + 1)
+		fail("the module has %ld users instead of %ld", kvm_users(), users_wanted + 1);
+	let_go();
+	pthread_join(thread, NULL);
+	wait_until(users_are_as_before, "the module is let go as well");
+	goes_on(true);
+}
+
 static const struct test tests[] = {
 	{ "the VM ends with a teardown pending", test_end_of_vm },
 	{ "the modules are unloaded right after the last VM", test_unload },
+	{ "who may be the last to let a VM go holds the module", test_module_is_held },
 };
 
 const struct suite roots_end_suite = SUITE(tests);

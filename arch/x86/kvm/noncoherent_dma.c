@@ -50,6 +50,7 @@
 #include <linux/cpumask.h>
 #include <linux/ktime.h>
 #include <linux/kvm_host.h>
+#include <linux/module.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
@@ -354,7 +355,7 @@ static unsigned int kvm_flush_owed(struct kvm *kvm)
  * tried, and tried again later by the work.
  *
  * The work holds no reference to the VM: the end of the VM cancels it, in
- * kvm_noncoherent_dma_pre_destroy_vm().  The task work holds one.
+ * kvm_noncoherent_dma_pre_destroy_vm().  The task work holds one, and the module.
  */
 #define KVM_ROOTS_TEARDOWN_RETRY	(HZ / 50 ?: 1)
 
@@ -382,13 +383,17 @@ static void kvm_roots_teardown_task(struct callback_head *head)
 {
 	struct kvm *kvm = container_of(head, struct kvm,
 				       roots_teardown.task_work);
+	struct module *vendor = kvm_vendor_module();
 
 	kvm_tear_down_roots(kvm);
-	/*
-	 * If it is the last reference, that to the module goes with it, but
-	 * kvm_noncoherent_dma_exit() waits until nobody is here any more.
-	 */
 	kvm_put_kvm(kvm);
+	/*
+	 * Not before: if all of its files are closed the VM ends there, which is
+	 * work for the vendor's code, and takes time.  From here on this module
+	 * can be unloaded, too, but kvm_noncoherent_dma_exit() waits until nobody
+	 * is here any more.
+	 */
+	module_put(vendor);
 }
 
 static void kvm_roots_teardown_work(struct work_struct *work)
@@ -412,11 +417,14 @@ static void kvm_schedule_roots_teardown(struct kvm *kvm)
 	 * memslots mapped where the mm is not the VM's.
 	 */
 	if (current->mm == kvm->mm && !(current->flags & PF_KTHREAD)) {
+		/* Both are held by the VM's files, of which none may be left then. */
+		__module_get(kvm_vendor_module());
 		kvm_get_kvm(kvm);
 		/* Not possible in a task that has done its last work before it ends */
 		if (!task_work_add(current, &teardown->task_work, TWA_RESUME))
 			return;
 		kvm_put_kvm_no_destroy(kvm);
+		module_put(kvm_vendor_module());
 	}
 	kvm_queue_roots_teardown(kvm, 0);
 }
@@ -447,10 +455,10 @@ void kvm_noncoherent_dma_pre_destroy_vm(struct kvm *kvm)
  * kvm_noncoherent_dma_exit - let the module be unloaded
  *
  * There is no VM any more, so no teardown is pending; but the task whose task work
- * has put the last VM may not have returned from there.  With TASKS_RCU, which KVM
- * selects where kernel code can be preempted, this waits until each task has
- * scheduled voluntarily or is in user space; without, until it has scheduled.  It
- * does neither between that and its return.
+ * has put the last VM, and then the vendor's module, may not have returned from
+ * there.  With TASKS_RCU, which KVM selects where kernel code can be preempted, this
+ * waits until each task has scheduled voluntarily or is in user space; without,
+ * until it has scheduled.  It does neither between that and its return.
  */
 void kvm_noncoherent_dma_exit(void)
 {
