@@ -209,6 +209,16 @@ static void joins_and_leaves(void)
 	unmap_flushes(iommufd, ioas, 3 * AT, 8 * PAGE, 8, 0);
 }
 
+/* An IOMMU may attach it to what has been made for the other one; iommufd must not. */
+static void joins_anything(void)
+{
+	bool can = !put(LAX, "1");
+
+	joins_and_leaves();
+	if (can)
+		must_put(LAX, "0");
+}
+
 /* They are unpinned by the last one that maps them. */
 static void copies(void)
 {
@@ -419,6 +429,7 @@ const struct scenario iommufd_scenarios[] = {
 	{ "iommufd: which pages are flushed", which_pages },
 	{ "iommufd: attached where memory is mapped", attached_to_mappings },
 	{ "iommufd: a non-coherent device joins, and leaves", joins_and_leaves },
+	{ "iommufd: it does where the IOMMU attaches anything", joins_anything },
 	{ "iommufd: copies of a mapping", copies },
 	{ "iommufd: the files are closed", end_of_iommufd },
 	{ "iommufd: a hole", hole },

@@ -9,6 +9,12 @@
 #include "vfio.h"
 #include "../../tools/testing/selftests/kvm/vfio_iommufd_uapi.h"
 
+/*
+ * From Linux 7.3 on vfio_testdev.ko has this: its IOMMU attaches what cannot be coherent
+ * to what enforces coherency for others.
+ */
+#define LAX	"/sys/module/vfio_testdev/parameters/lax"
+
 /* These three fail.  An IOAS is known by its ID. */
 int open_iommufd(void);
 uint32_t new_ioas(int iommufd);

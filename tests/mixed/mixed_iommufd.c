@@ -19,7 +19,6 @@
 /* The fixture's IOMMU driver attaches a device, of which DMA is possible from then on. */
 #define ATTACHES	"vfio_testdev:testdev_attach_dev"
 
-#define LAX		"/sys/module/vfio_testdev/parameters/lax"
 #define MAY		"/sys/module/vfio/parameters/noncoherent"
 
 static int uffd = NONE, iommufd = NONE, opened[3] = { NONE, NONE, NONE };
