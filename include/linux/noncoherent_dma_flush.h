@@ -43,12 +43,20 @@
 static_assert(PAGES_PER_SUBSECTION % NONCOHERENT_DMA_FLUSH_CHUNK == 0);
 #endif
 
-/* The kernel can access it.  What memory_failure() took away it cannot. */
-static inline bool noncoherent_dma_is_mapped(struct page *page)
+/*
+ * Of a page that is poisoned, or is in a compound one whose head is.
+ *
+ * Of a hugetlb page the head is poisoned, and most of it is as good as ever: what the
+ * kernel can still access.  Of any other one just the bad page is, which loses its
+ * mapping later than that, and nobody gets it any more: its data can stay where it is.
+ */
+static inline bool noncoherent_dma_is_usable(struct page *page)
 {
 	unsigned int level;
 	pte_t *pte;
 
+	if (!PageHuge(page))
+		return !PageHWPoison(page);
 	if (PageHighMem(page))
 		return true;
 	pte = lookup_address((unsigned long)page_address(page), &level);
@@ -72,9 +80,8 @@ static inline bool noncoherent_dma_flushable(unsigned long pfn)
 		return is_zero_pfn(pfn) ||
 		       (is_zone_device_page(page) && !is_pci_p2pdma_page(page) &&
 			!is_device_private_page(page));
-	/* Of a huge page the head is poisoned, and most of it is as good as ever. */
 	if (unlikely(PageHWPoison(page) || PageHWPoison(compound_head(page))))
-		return noncoherent_dma_is_mapped(page);
+		return noncoherent_dma_is_usable(page);
 	return true;
 }
 

@@ -286,6 +286,22 @@ static void poisoned(void)
 	unmap_phase(container, HUGE_PAGE, HUGE_PAGE, 1, HUGE_LINES);
 }
 
+/* Of other pages only the lost one is poisoned; it may lose its mapping at any time. */
+static void poisoned_page(void)
+{
+	int group = group_of(NONCOHERENT), container = attach_phase(group_of(COHERENT), true);
+	char *memory = other_pages(8);
+
+	map_phase(container, memory, AT, 8 * PAGE, 8, 0);
+	signal(SIGBUS, on_lost);
+	/* It is pinned, so it stays what it is. */
+	if (madvise(memory + 3 * PAGE, PAGE, MADV_HWPOISON) && errno != EBUSY)
+		fail("MADV_HWPOISON: %s", strerror(errno));
+	join_phase(group, container, 7 * LINES, true);
+	/* Of the 8 runs one costs nothing. */
+	unmap_phase(container, AT, 8 * PAGE, 7, 7 * LINES);
+}
+
 /* As a tool for such memory does it */
 static void make_dax(void)
 {
@@ -324,6 +340,7 @@ static const struct scenario mapping_scenarios[] = {
 static const struct scenario memory_scenarios[] = {
 	{ "device DAX", device_dax },
 	{ "a huge page, a part of which is poisoned", poisoned },
+	{ "pages, of which one is poisoned", poisoned_page },
 };
 
 #define MAX_SCENARIOS	64
