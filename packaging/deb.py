@@ -35,16 +35,18 @@ SOURCES = """The sources are in /usr/share/kvm-vfio/sets, an archive for each ke
 
 
 def git(*arguments):
-    done = subprocess.run(["git", "-C", TOP, *arguments], capture_output=True, text=True,
-                          check=False)
+    # The repository may be another user's: root builds, too.
+    done = subprocess.run(["git", "-c", "safe.directory=*", "-C", TOP, *arguments],
+                          capture_output=True, text=True, check=False,
+                          env={**os.environ, "TZ": "UTC"})
     if done.returncode:
         raise Problem(f"the version is that of a commit, and git says: {done.stderr.strip()}.")
     return done.stdout.strip()
 
 
 def version():
-    """The package's version, and the commit's time."""
-    day, when, commit = git("log", "-1", "--date=format:%Y%m%d",
+    """The package's version, which grows from commit to commit, and the commit's time."""
+    day, when, commit = git("log", "-1", "--date=format-local:%Y%m%d%H%M%S",
                             "--format=%cd %ct %h", "--abbrev=7").split()
     changed = ".changed" if git("status", "--porcelain", "--untracked-files=no") else ""
     return f"1.0~git{day}.{commit}{changed}", int(when)
