@@ -201,7 +201,7 @@ coccilib.report.print_report(p[0], "%s() unbinds a device that is watched"
 // In iommufd.  Before the IOMMU driver is asked, and no earlier: what fails before
 // that is not told.
 @driver_asked@
-identifier f =~ "^iommu_(attach|replace)_group_handle$";
+identifier f =~ "^iommu_(attach|replace)_(group_handle|device_pasid)$";
 expression rc;
 position p;
 @@
@@ -211,9 +211,22 @@ position p;
 position driver_asked.p;
 identifier f;
 expression rc;
+statement S;
 @@
  iommufd_group_tell_before(...);
+(
  rc = f@p(...);
+|
+ if (...)
+	rc = f@p(...);
+ else
+	S
+|
+ if (...)
+	S
+ else
+	rc = f@p(...);
+)
 
 @script:python depends on report && !told_before@
 p << driver_asked.p;
