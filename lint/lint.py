@@ -365,7 +365,7 @@ def make_rule_check(path):
 def coccicheck(source, root, names, scripts):
     """scripts/coccicheck over copies of the files; remembered by what they contain."""
     key = hashlib.sha256("\0".join(
-        ["coccicheck 1", *[read(s) for s in scripts],
+        ["coccicheck 2", *[read(s) for s in scripts],
          *[n + "\0" + read(os.path.join(root, n)) for n in names]]).encode()).hexdigest()
     cache = os.path.join(source.log, "cache", key)
     if os.path.exists(cache):
@@ -377,7 +377,9 @@ def coccicheck(source, root, names, scripts):
             shutil.copyfile(os.path.join(root, name), os.path.join(folder, name))
         for script in scripts:
             done = run(["bash", "scripts/coccicheck"], cwd=source.tree, env={
-                **os.environ, "srctree": source.tree, "KBUILD_EXTMOD": folder, "MODE": "report",
+                # It looks in the first one, from Linux 7.3 on in the second.
+                **os.environ, "srctree": source.tree, "KBUILD_EXTMOD": folder, "srcroot": folder,
+                "MODE": "report",
                 "COCCI": script, "LINUXINCLUDE": "", "J": str(os.cpu_count()),
                 "SPFLAGS": "--include-headers --timeout 120"})
             if done.returncode:

@@ -285,6 +285,33 @@ p << no_page_table.p;
 coccilib.report.print_report(p[0], "%s() detaches a group, and nobody is told"
                              % p[0].current_element)
 
+// From Linux 7.3 on it may be attached by PASIDs, too.
+@no_attach@
+identifier detach =~ "^iommufd_hw_pagetable_detach$";
+expression E, pasid;
+position p;
+@@
+ detach(...)
+ {
+ <+...
+ xa_erase@p(&E->pasid_attach, pasid)
+ ...+>
+ }
+
+@no_attach_ok@
+expression E, pasid;
+position no_attach.p;
+@@
+ xa_erase@p(&E->pasid_attach, pasid);
+ ...
+ iommufd_group_tell(E, NULL)
+
+@script:python depends on report && !no_attach_ok@
+p << no_attach.p;
+@@
+coccilib.report.print_report(p[0], "%s() detaches a group, and nobody is told"
+                             % p[0].current_element)
+
 // Who takes the driver for the container's reads it without a lock, so that comes last.
 @stored@
 expression C, V;
