@@ -103,6 +103,11 @@ class Host:
         folder = os.path.join(modules, os.readlink(f"{self.root}{modules}/build"))
         return f"{self.root}{os.path.normpath(folder)}/include/generated/package.h"
 
+    def stock(self, name, suffix):
+        """Where Debian's module of the set is, or belongs."""
+        place = next(place for place in bases.modules() if os.path.basename(place) == name)
+        return self.path(f"lib/modules/{self.kernel}/kernel/{place}.{suffix}")
+
     def path(self, inside):
         return os.path.join(self.root, inside)
 
