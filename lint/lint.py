@@ -658,7 +658,10 @@ def perform(name, check, source, exceptions):
     log = os.path.join(source.log, name + ".log")
     try:
         found = check(source)
-        left = exceptions.filter(name, found.list) + exceptions.useless(name)
+        left = exceptions.filter(name, found.list)
+        # What is a misspelling depends on the host: its dictionary is not of the kernel's source.
+        if name != "codespell":
+            left += exceptions.useless(name)
     except Problem as error:
         write(log, f"{error}\n")
         return f"not ok %d {name} # could not be made", [str(error)], True
