@@ -47,8 +47,8 @@ help:
 	@echo '  make mutants      break the device in many ways: do the tests notice?'
 	@echo '  make bench        what it costs, beside the stock modules, in instructions'
 	@echo '  make modules      $(O)/modules/{kvm,kvm-amd,kvm-intel,vfio,vfio_iommu_type1}.ko for Debian'
-	@echo '  make deb          out/deb/kvm-vfio-dkms_*.deb, the modules as a package for Debian, for the'
-	@echo '                    same kernels as make check'
+	@echo '  make deb          out/deb/kvm-vfio-dkms_*.deb, the modules as a package for Debian, for all'
+	@echo '                    kernels that are known here unless BASE is given'
 	@echo '  make series       the patches, for git am and quilt ($(O)/series)'
 	@echo '  make shell        a shell in the emulated host, VFIO devices ready'
 	@echo
@@ -206,6 +206,7 @@ BASES_THAT_SAY = $(shell for base in $(BASES); do \
 BASE_ASKED_FOR := $(filter command line environment,$(origin BASE))
 CHECK_BASES = $(if $(BASE_ASKED_FOR),$(BASE),$(call BASES_THAT_SAY,true))
 QUICK_BASES = $(if $(BASE_ASKED_FOR),,$(call BASES_THAT_SAY,quick))
+DEB_BASES = $(if $(BASE_ASKED_FOR),$(BASE),$(BASES))
 empty :=
 comma := ,
 
@@ -286,21 +287,21 @@ bench:
 # A set for each kernel, in one package
 .PHONY: deb
 deb:
-	@set -e; for base in $(CHECK_BASES); do BASE=$$base build/setup build packaging; done
-	@packaging/deb $(CHECK_BASES)
+	@set -e; for base in $(DEB_BASES); do BASE=$$base build/setup --no-root build packaging; done
+	@packaging/deb $(DEB_BASES)
 
 # Needs root: packages are installed, in chroots. These are booted in the lab, and so is what
 # dkms built there.
 .PHONY: check-install
 check-install: deb
-	@set -e; for base in $(CHECK_BASES); do \
+	@set -e; for base in $(DEB_BASES); do \
 		$(MAKE) BASE=$$base modules out/lab/mixtures_test $(DEVICE_TESTS:%=out/$$base/%); done
-	@packaging/check-install $(CHECK_BASES)
+	@packaging/check-install $(DEB_BASES)
 
 # Breaks the package in many ways, one at a time: do the cases of check-install notice?
 .PHONY: check-install-spoilt
 check-install-spoilt: deb
-	@packaging/check-install --spoilt $(CHECK_BASES)
+	@packaging/check-install --spoilt $(DEB_BASES)
 
 # Its last scene has a QEMU of today, and says so where that cannot be fetched.
 .PHONY: demo

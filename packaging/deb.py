@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """packaging/deb [BASE...]: make the Debian package of the modules, out/deb/kvm-vfio-dkms_VERSION_all.deb.
 
-It has a set (packaging/sets.py) for the kernel of each BASE in each suite of Debian that has it, if
-none is named of those whose files say `check = true`, in the version that build/fetch has brought,
-and the diff that a set is made by, for `kvm-vfio add-kernel`.  For a suite that is not this
-machine's, only the source is fetched: that is all that a set is made from.
+It has a set (packaging/sets.py) for the kernel of each BASE, of all unless some are named, in each
+suite of Debian that has it, and the diff that a set is made by, for `kvm-vfio add-kernel`.  The
+version is that which build/fetch has brought.  For a suite that is not this machine's, only the
+source is fetched, the newest that the archive has: that is all that a set is made from.
 
 The version is 1.0~gitDATE.HASH of the commit; what is not committed makes it HASH.changed.  The same
 commit on the same kernels gives the same bytes.
@@ -70,7 +70,7 @@ def copy_debian(values):
 
 def add_base(base, suite, when):
     """The set of one base of one suite and its diff; what the description says of its kernel."""
-    common.need("build/fetch", base, "--source", SUITE=suite)
+    common.need("build/fetch", base, "--source", "--newest", SUITE=suite)
     common.need("series/assemble", base, SUITE=suite)
     folder = bases.base(base, suite)["folder"]
     source = common.read(os.path.join(TOP, "out", folder, "debian/version")).strip()
@@ -98,7 +98,7 @@ def build(name, when):
 
 
 def main():
-    wanted = sys.argv[1:] or bases.checked()
+    wanted = sys.argv[1:] or bases.names()
     if unknown := [base for base in wanted if base not in bases.names()]:
         raise Problem(f"there is no base {unknown[0]}, only {' and '.join(bases.names())}.")
     name, when = version()
