@@ -206,7 +206,7 @@ BASES_THAT_SAY = $(shell for base in $(BASES); do \
 BASE_ASKED_FOR := $(filter command line environment,$(origin BASE))
 CHECK_BASES = $(if $(BASE_ASKED_FOR),$(BASE),$(call BASES_THAT_SAY,true))
 QUICK_BASES = $(if $(BASE_ASKED_FOR),,$(call BASES_THAT_SAY,quick))
-DEB_BASES = $(if $(BASE_ASKED_FOR),$(BASE),$(BASES))
+ALL_BASES = $(if $(BASE_ASKED_FOR),$(BASE),$(BASES))
 empty :=
 comma := ,
 
@@ -278,30 +278,30 @@ mutants: modules bochs
 # Costs of the stock modules and of ours; make bench PUBLISH=1 puts them into bench/README.md.
 .PHONY: bench
 bench:
-	@BASE=$(firstword $(CHECK_BASES)) build/setup build lab vmx bench
-	@set -e; for base in $(CHECK_BASES); do \
+	@BASE=$(firstword $(ALL_BASES)) build/setup build lab vmx bench
+	@set -e; for base in $(ALL_BASES); do \
 		$(MAKE) BASE=$$base modules out/lab/bench out/$$base/vfio_testdev/vfio_testdev.ko; done
-	@bench/run --base $(subst $(empty) $(empty),$(comma),$(CHECK_BASES))
-	@bench/report $(if $(PUBLISH),--publish) $(CHECK_BASES)
+	@bench/run --base $(subst $(empty) $(empty),$(comma),$(ALL_BASES))
+	@bench/report $(if $(PUBLISH),--publish) $(ALL_BASES)
 
 # A set for each kernel, in one package
 .PHONY: deb
 deb:
-	@set -e; for base in $(DEB_BASES); do BASE=$$base build/setup --no-root build packaging; done
-	@packaging/deb $(DEB_BASES)
+	@set -e; for base in $(ALL_BASES); do BASE=$$base build/setup --no-root build packaging; done
+	@packaging/deb $(ALL_BASES)
 
 # Needs root: packages are installed, in chroots. These are booted in the lab, and so is what
 # dkms built there.
 .PHONY: check-install
 check-install: deb
-	@set -e; for base in $(DEB_BASES); do \
+	@set -e; for base in $(ALL_BASES); do \
 		$(MAKE) BASE=$$base modules out/lab/mixtures_test $(DEVICE_TESTS:%=out/$$base/%); done
-	@packaging/check-install $(DEB_BASES)
+	@packaging/check-install $(ALL_BASES)
 
 # Breaks the package in many ways, one at a time: do the cases of check-install notice?
 .PHONY: check-install-spoilt
 check-install-spoilt: deb
-	@packaging/check-install --spoilt $(DEB_BASES)
+	@packaging/check-install --spoilt $(ALL_BASES)
 
 # Its last scene has a QEMU of today, and says so where that cannot be fetched.
 .PHONY: demo
