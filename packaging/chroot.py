@@ -84,6 +84,9 @@ class Host:
                            if os.path.isdir(f"{self.root}/lib/modules/{name}/kernel"))
         self.version = re.search(r'" Debian (\S+)"', self.read(
             os.path.relpath(self.package_h(), self.root)))[1]
+        # A newer kernel is in several; the hooks are called by the first of them.
+        self.packages = [name for part in ("image", "binary", "modules") if os.path.exists(self.path(
+            f"var/lib/dpkg/info/{(name := f'linux-{part}-{self.kernel}')}.list"))]
 
     def leave(self):
         """No more commands: its files only."""
@@ -149,12 +152,11 @@ class Host:
         expect(found, f"there is no {pattern} in /srv/debs: remove out/host/BASE to make it anew")
         return ["/" + os.path.relpath(path, self.root) for path in found]
 
-    def dpkg_install(self, which):
-        """The kernel or its headers; image or headers."""
-        return self.must("dpkg", "-i", *self.debs(f"linux-{which}-{self.kernel}_*.deb"))
+    def debs_of(self, *packages):
+        return [deb for package in packages for deb in self.debs(package + "_*.deb")]
 
-    def remove(self, which):
-        return self.apt("remove", f"linux-{which}-{self.kernel}")
+    def install_kernel(self):
+        return self.must("dpkg", "-i", *self.debs_of(*self.packages))
 
     def replace_make(self, script):
         """dkms looks for it in /usr/bin only."""
@@ -252,8 +254,7 @@ def must_be_stock(host):
         expect(f"/{host.kernel}/kernel/" in path, f"modprobe takes {path or 'no ' + name}")
     left = glob.glob(f"{host.root}/lib/modules/{host.kernel}/updates/**/*.ko*", recursive=True)
     expect(not left, f"there is still {left}")
-    image = f"linux-image-{host.kernel}"
     # Documentation is left out of this system.
-    changed = [line for line in host.run("dpkg", "-V", image)[1].splitlines()
+    changed = [line for line in host.run("dpkg", "-V", *host.packages)[1].splitlines()
                if " /usr/share/doc/" not in line]
-    expect(not changed, f"files of {image} are missing or changed: {changed}")
+    expect(not changed, f"files of {host.packages} are missing or changed: {changed}")
