@@ -75,6 +75,13 @@ def base(name, suite=None):
     return known(name, host()["suites"], suite or os.environ.get("SUITE"))
 
 
+def variant(name):
+    """What a base of this machine's suite is called on any machine: NAME, or NAME-SUITE where that is
+    not the first suite that has it."""
+    suite = base(name)["suite"]
+    return name if suite == suites(name)[0] else f"{name}-{suite}"
+
+
 def suites(name):
     """The suites of Debian that have this base."""
     return toml(os.path.join(FOLDER, name + ".toml"))["suite"]
