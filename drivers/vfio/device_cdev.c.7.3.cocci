@@ -32,15 +32,18 @@ identifier df, device;
  ...+>
  }
 
-// Of PASIDs iommufd itself tells: an emulated device has none.
+// Of PASIDs iommufd itself tells: an emulated device has none.  Expressions, and not
+// statements: some versions of Coccinelle would put braces around what replaces one.
 @attached@
 identifier df, device, ret, attach;
 @@
  vfio_df_ioctl_attach_pt(struct vfio_device_file *df, ...)
  {
  <+...
--	ret = device->ops->attach_ioas(device, &attach.pt_id);
-+	ret = vfio_df_iommufd_attach(df, &attach.pt_id);
+ 	ret =
+-	device->ops->attach_ioas(device, &attach.pt_id)
++	vfio_df_iommufd_attach(df, &attach.pt_id)
+ 	;
  ...+>
  }
 
@@ -50,8 +53,9 @@ identifier df, device;
  vfio_df_ioctl_attach_pt(struct vfio_device_file *df, ...)
  {
  <+...
--	device->ops->detach_ioas(device);
-+	vfio_df_iommufd_detach(df);
+-	device->ops->detach_ioas(device)
++	vfio_df_iommufd_detach(df)
+ 	;
  ...+>
  }
 
@@ -61,8 +65,9 @@ identifier df, device;
  vfio_df_ioctl_detach_pt(struct vfio_device_file *df, ...)
  {
  <+...
--	device->ops->detach_ioas(device);
-+	vfio_df_iommufd_detach(df);
+-	device->ops->detach_ioas(device)
++	vfio_df_iommufd_detach(df)
+ 	;
  ...+>
  }
 
