@@ -80,7 +80,7 @@ SPLATS = re.compile("|".join((
 HARMLESS = re.compile(r"(Speculative Return Stack Overflow|RETBleed|Spectre V2.*): WARNING: ")
 # The debug kernel is asked to let allocations fail, and tells of some of them who called.
 FAILED_ALLOCATION = re.compile(r"((?:vmalloc error|page allocation failure): .*\n"
-                               r"(?:.*(?:CPU: |Hardware name: ).*\n)*.*)Call Trace:")
+                               r"(?:.*(?:CPU: |Tainted: |Hardware name: ).*\n)*.*)Call Trace:")
 TAINT_DIE, TAINT_WARN = 1 << 7, 1 << 9
 
 
