@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Run the checks of one base or several, two at a time, and sum them up.
 
-    tests/check [--base 6.1[,6.12]] [--quick 7.3] [--kernel debian|debug|races] [--group GROUP]
+    tests/check [--base 6.1[,6.12]] [--quick 7.3] [--kernel KERNEL] [--group GROUP]
                 [--only REGEX] [--jobs N] [--again]
 
 The checks are found by folder.  ROOM/runs.toml and ROOM/FOLDER/runs.toml have a section each:
@@ -18,7 +18,7 @@ The checks are found by folder.  ROOM/runs.toml and ROOM/FOLDER/runs.toml have a
                                         these alone; "races": the kernel that looks for data
                                         races has these
     seconds = 300                       about how long it takes, if that is long
-    debug = false                       of no use with the debug kernel
+    debug = false                       of no use with the debug kernel; "only": with no other
 
 or, in the place of options and program, command = "..." for a check on this machine. In all of
 them @BASE is the base, @DIR the run's folder. ROOM/selftest/* are the tests of a room's tools. One
@@ -34,7 +34,7 @@ each check, what the failing ones said, and the line
 
 Exit status 0 only if nothing failed and every run gave the result it promised: a run that says
 nothing, says less than its plan, or skips what it should not has failed. The report is kept in
-out/check.ktap (out/check-debug.ktap, out/check-races.ktap), what each run said in out/lab/NAME.
+out/check.ktap (out/check-KERNEL.ktap), what each run said in out/lab/NAME.
 
 The longest runs first: how long each took the last time is in out/lab/times.json.
 
@@ -67,10 +67,9 @@ from kit.common import TOP, Problem, rel, write
 
 # So many lines of what a failing check or case said are repeated in the report.
 SAID = 12
-# Kernels of build/debug-kernel: one that watches itself, and one that looks for data races
-DEBUG_KERNELS = ("debug", "races")
-# A debug kernel under emulation is that much slower.
-DEBUG_PATIENCE = 6
+# Kernels of build/debug-kernel, and how much slower they are under emulation: one that watches
+# itself, one that looks for data races, and one that counts which lines run
+DEBUG_KERNELS = {"debug": 6, "races": 6, "coverage": 2}
 # What a section of runs.toml may say.
 KEYS = {"options", "program", "oracle", "stock", "needs", "groups", "seconds", "debug", "command"}
 # What a run in the lab depends on, beside the folder that it is in.
@@ -129,22 +128,26 @@ def option(words, name, default=""):
     return default
 
 
-def for_debug(words):
+def for_debug(words, kernel):
     """Can this run under the debug kernel?
 
-    It has our modules only, no BPF and one kind of preemption, and is too slow for Bochs and for
-    counting and for two QEMUs. Nothing of Debian's can be mixed with it (--expects). It has iommufd.
+    It has our modules only, no BPF and one kind of preemption, and is too slow for counting and for
+    two QEMUs; for Bochs, too, unless it counts lines and does nothing else. Nothing of Debian's can be
+    mixed with it (--expects). It has iommufd.
     """
     return (not {"--icount", "tools", "guest-backports", "preempt=full", "--expects",
                  "no /dev/iommu"}.intersection(words)
-            and option(words, "--machine", "svm") == "svm")
+            and (kernel == "coverage" or option(words, "--machine", "svm") == "svm"))
 
 
 def lab_check(home, name, section, base, kernel, stock):
     """One run in the lab, or None if this kernel cannot have it."""
     name += "-stock" if stock else ""
     words = shlex.split(" ".join(section.get("options", [])))
-    if kernel in DEBUG_KERNELS and (stock or not section.get("debug", True) or not for_debug(words)):
+    debug = section.get("debug", True)
+    if debug == "only" and kernel != "debug":
+        return None
+    if kernel in DEBUG_KERNELS and (stock or not debug or debug != "only" and not for_debug(words, kernel)):
         return None
     # Where several threads work on one thing
     if kernel == "races" and "races" not in section.get("groups", ()):
@@ -159,11 +162,11 @@ def lab_check(home, name, section, base, kernel, stock):
     command = ["lab/run", *map(fill, words), *(["--modules", "stock"] if stock else []),
                "--base", base, "--name", full]
     # What Debian's kernel cannot show, this one was configured to.
-    if kernel == "debug" and "--skips" in words:
+    if kernel in ("debug", "coverage") and "--skips" in words:
         i = command.index("--skips")
         del command[i:i + 2]
     if kernel in DEBUG_KERNELS:
-        timeout = float(option(words, "--timeout", "300")) * DEBUG_PATIENCE
+        timeout = float(option(words, "--timeout", "300")) * DEBUG_KERNELS[kernel]
         command += ["--kernel", kernel, "--timeout", str(timeout)]
     alone = stock and section["stock"] == "alone"
     if alone and "--plugin" in command:
@@ -297,7 +300,7 @@ def keep(check, key, said):
 def run_check(check, again=False):
     start = time.monotonic()
     # A debug kernel is for what shows itself once in many runs.
-    key = "" if set(DEBUG_KERNELS) & set(check.commands[0]) else key_of(check)
+    key = "" if DEBUG_KERNELS.keys() & set(check.commands[0]) else key_of(check)
     kept = read_kept(check, key) if key and not again else None
     check.kept = kept is not None
     said = []
