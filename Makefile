@@ -247,10 +247,14 @@ check-races: setup
 	@tests/fixtures/selftest/plant_test $(BASE) races
 	@tests/check --base $(BASE) --kernel races
 
-# Of all runs with the debug kernel as it is built; make check-debug does most of them.
+# Both, whatever the first one says: a line that no run reached may be why.
 .PHONY: coverage
-coverage:
-	@tests/coverage/coverage $(BASE)
+coverage: setup bochs
+	@build/debug-kernel $(BASE) coverage
+	@$(MAKE) programs
+	@tests/fixtures/build $(BASE) coverage
+	@failed=0; tests/check --base $(BASE) --kernel coverage || failed=1; \
+	tests/coverage/coverage $(BASE) || failed=1; exit $$failed
 
 # Of the same runs; make check-debug ends with it.
 .PHONY: locks

@@ -57,8 +57,9 @@ EDU = "edu,dma_mask=0xffffffffffffffff"
 
 # What must never be on the console of a good run. "Linux version" and END_MARK must be.
 BANNER = "Linux version "
-# Kernels that watch themselves, and what shows that they do
-WATCHING = {"debug": "KernelAddressSanitizer initialized", "races": "kcsan: enabled early"}
+# Kernels of build/debug-kernel, which watch themselves, and what shows that they do
+WATCHING = {"debug": "KernelAddressSanitizer initialized", "races": "kcsan: enabled early",
+            "coverage": "version magic: 0x"}      # of gcov
 END_MARK = "lab: end of run"
 BROKEN_MARK = "lab: BROKEN: "
 SPLATS = re.compile("|".join((
@@ -78,7 +79,8 @@ SPLATS = re.compile("|".join((
 )))
 # A kernel that says so about every emulated CPU without new microcode.
 HARMLESS = re.compile(r"(Speculative Return Stack Overflow|RETBleed|Spectre V2.*): WARNING: ")
-# The debug kernel is asked to let allocations fail, and tells of some of them who called.
+# Where a run leaves what they record. Both are asked to let allocations fail, and tell of some of them who called.
+RECORDS = {"debug": "locks", "coverage": "gcov"}
 FAILED_ALLOCATION = re.compile(r"((?:vmalloc error|page allocation failure): .*\n"
                                r"(?:.*(?:CPU: |Tainted: |Hardware name: ).*\n)*.*)Call Trace:")
 TAINT_DIE, TAINT_WARN = 1 << 7, 1 << 9
@@ -97,7 +99,7 @@ def parse(argv):
     parser.add_argument("--iommufd", action="store_true",
                         help="VFIO with iommufd and files of devices (build/iommufd), which "
                              "Debian's kernels are without; the debug kernels have them anyway")
-    parser.add_argument("--kernel", choices=("debian", "debug", "races", "distribution"),
+    parser.add_argument("--kernel", choices=("debian", *WATCHING, "distribution"),
                         default="debian")
     parser.add_argument("--snoop", choices=("on", "off"), default="on",
                         help="does the IOMMU have snoop control (default on)")
@@ -626,7 +628,7 @@ def judge_console(text, kernel="debian", expects=()):
         return 2, "the console stayed silent"
     if BROKEN_MARK in text:
         return 2, text.split(BROKEN_MARK, 1)[1].split("\n", 1)[0]
-    if kernel == "debug":
+    if kernel in RECORDS:
         text = FAILED_ALLOCATION.sub(r"\1", text)
     splat = next((line for line in text.splitlines()
                   if SPLATS.search(line) and not HARMLESS.search(line)
@@ -677,12 +679,10 @@ def judge_ktap(text, skips):
     return 0, ""
 
 
-def take_records(base, files):
-    """Moves what the debug kernel recorded from the result to folders beside it: what gcov counted to
-    gcov, NAME.gcda below its folder in the kernel's build, lockdep's graph to locks; and which kernel
-    it was. A result with none or half of it loses its LAB-END."""
-    for folder in ("gcov", "locks"):
-        shutil.rmtree(os.path.join(files["dir"], folder), ignore_errors=True)
+def take_records(base, kernel, files):
+    """Moves what such a kernel recorded from the result to a folder beside it, and which kernel it was:
+    what gcov counted to gcov, NAME.gcda below its folder in the kernel's build, lockdep's graph to locks. A result with none or half of it loses its LAB-END."""
+    shutil.rmtree(os.path.join(files["dir"], RECORDS[kernel]), ignore_errors=True)
     lines = read_bytes(files["result"]).replace(b"\r", b"").splitlines(keepends=True)
     ends = [i for i, line in enumerate(lines) if b"LAB-END " in line]
     if not ends:
@@ -691,13 +691,13 @@ def take_records(base, files):
     if not after or after[-1].rstrip() != b"LAB-FILES-END":
         write(files["result"], *kept[:-1])
         return
-    kernel = read_bytes(os.path.join(TOP, "out", base, "debug/.fingerprint"))
+    fingerprint = read_bytes(os.path.join(TOP, "out", base, kernel, ".fingerprint"))
     for line in after[:-1]:
         _, path, data = line.decode().split()
-        _, built, name = path.partition("/debug/build/")
-        folder = os.path.join(files["dir"], "gcov" if built else "locks")
+        name = path.partition(f"/{kernel}/build/")[2]
+        folder = os.path.join(files["dir"], RECORDS[kernel])
         write(os.path.join(folder, name or os.path.basename(path)), gzip.decompress(base64.b64decode(data)))
-        write(os.path.join(folder, "kernel"), kernel)
+        write(os.path.join(folder, "kernel"), fingerprint)
     write(files["result"], *kept)
 
 
@@ -767,8 +767,8 @@ def run(argv):
     lock = only_one(args.name)
     command, files = prepare(args)
     broken = with_terminal_restored(boot, args, command, files)
-    if args.kernel == "debug" and not args.interactive and not broken:
-        take_records(args.base, files)
+    if args.kernel in RECORDS and not args.interactive and not broken:
+        take_records(args.base, args.kernel, files)
     verdict = judge(args, files, broken)
     if args.verify and verdict[0] != 2:
         verdict = max(verdict, verify(args, files), key=lambda v: v[0])

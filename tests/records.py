@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What runs with the debug kernel leave in out/lab/NAME/KIND, and the report of what is judged by it."""
+"""What runs with a kernel of build/debug-kernel leave in out/lab/NAME/KIND, and the report of what is
+judged by it."""
 
 import glob
 import os
@@ -7,11 +8,11 @@ import os
 from kit.common import TOP, Problem, read_bytes, write
 
 
-def runs(base, kind):
-    """The folders of the runs with the kernel that is built."""
-    kernel = os.path.join(TOP, "out", base, "debug/.fingerprint")
+def runs(base, name, kind):
+    """The folders of the runs with the kernel NAME that is built."""
+    kernel = os.path.join(TOP, "out", base, name, ".fingerprint")
     if not os.path.exists(kernel):
-        raise Problem(f"there is no debug kernel: run make BASE={base} check-debug first.")
+        raise Problem(f"there is no such kernel: run build/debug-kernel {base} {name} first.")
     return [os.path.dirname(path) for path in sorted(glob.glob(os.path.join(TOP, "out/lab/*", kind, "kernel")))
             if read_bytes(path) == read_bytes(kernel)]
 

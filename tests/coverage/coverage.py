@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which lines of ours ran under the debug kernel?  Prints a table and KTAP.
+"""Which lines of ours ran in the lab?  Prints a table and KTAP.
 
     tests/coverage/coverage [--goal 98] BASE
 
-Every run with the debug kernel leaves what gcov counted in out/lab/NAME/gcov.  gcov-tool adds the
+Every run with the kernel for coverage (build/debug-kernel) leaves what gcov counted in out/lab/NAME/gcov.  gcov-tool adds the
 counts of all runs of one kernel up, gcov says what they mean.  Counted are the files that are ours
 alone, and of the kernel's own files the lines that our edits add.
 
@@ -21,12 +21,12 @@ that did not run has a reason; no reason is for a line that is not there or that
 
 import argparse
 import collections
-import difflib
 import fnmatch
 import glob
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -88,16 +88,22 @@ def counted(base, names):
 
 
 def added(before, after):
-    """Numbers of the lines that AFTER has and BEFORE has not"""
-    match = difflib.SequenceMatcher(None, read(before).splitlines(), read(after).splitlines(), False)
-    return {number + 1 for tag, _, _, start, end in match.get_opcodes() if tag in ("insert", "replace")
-            for number in range(start, end)}
+    """Numbers of the lines that AFTER has and BEFORE has not. Of several ways to see it git takes the one
+    that keeps blocks whole, and no line of the kernel's for one of ours."""
+    done = subprocess.run(["git", "diff", "--no-index", "--no-ext-diff", "--indent-heuristic", "-U0",
+                           before, after], capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode not in (0, 1):
+        raise Problem(f"'git diff' of {after} ended with status {done.returncode}: {done.stderr.strip()[-400:]}")
+    found = set()
+    for start, size in re.findall(r"^@@ -\S+ \+(\d+)(?:,(\d+))? @@", done.stdout, re.M):
+        found.update(range(int(start), int(start) + int(size or 1)))
+    return found
 
 
 def explain(base, total, wanted):
     """{file: {number: Line}} of those wanted. What no run has loaded has no counts, and no line ran."""
     tree = os.path.join(TOP, "out", base, "tree")
-    build = os.path.join(TOP, "out", base, "debug/build")
+    build = os.path.join(TOP, "out", base, "coverage/build")
     found = collections.defaultdict(dict)
     for name in sorted(wanted):
         note = name[:-len("c")] + "gcno"
@@ -181,10 +187,10 @@ def main():
     parser.add_argument("--goal", type=float, default=98)
     args = parser.parse_args()
     bases.base(args.base)
-    folders = records.runs(args.base, "gcov")
+    folders = records.runs(args.base, "coverage", "gcov")
     if not folders:
-        raise Problem(f"no run of this debug kernel left counts: run make BASE={args.base} check-debug first.")
-    work = os.path.join(TOP, "out", args.base, "coverage")
+        raise Problem(f"no run of this kernel left counts: run tests/check --base {args.base} --kernel coverage first.")
+    work = os.path.join(TOP, "out", args.base, "covered")
     shutil.rmtree(work, ignore_errors=True)
     os.makedirs(work)
     wanted = counted(args.base, need("series/assemble", args.base, "--list").split())

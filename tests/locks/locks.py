@@ -224,7 +224,7 @@ def main():
     parser.add_argument("base", metavar="BASE")
     args = parser.parse_args()
     order = Order(args.base, read(DOCUMENT), bases.toml(NAMES))
-    folders = records.runs(args.base, "locks")
+    folders = records.runs(args.base, "debug", "locks")
     if not folders:
         raise Problem("no run of this debug kernel left a graph: "
                       f"run make BASE={args.base} check-debug first.")
