@@ -30,6 +30,8 @@ int new_device(const char *kind);
 
 /* ---- memory -------------------------------------------------------------- */
 
+/* mmap() from the beginning of @fd; fails. */
+char *must_map(void *at, size_t size, int prot, int flags, int fd);
 /* @n pages that are one and the same, so that none continues the one before it */
 char *same_page(int n);
 /* @n pages, each another one, and as far as the kernel likes from the one before it */
@@ -66,6 +68,19 @@ void leave_phase(int group, long lines);
  */
 void map_phase(int container, void *memory, uint64_t iova, size_t size, int runs, long lines);
 void unmap_phase(int container, uint64_t iova, size_t size, int runs, long lines);
+
+/* ---- who is held while it flushes ---------------------------------------- */
+
+/* A process that calls @prepare now, and @flush, on another CPU, when start_flusher() lets it */
+pid_t fork_flusher(void (*prepare)(void), void (*flush)(void));
+/* It is to stop in its flush of 2 MiB that comes after @skip others: before the phase. */
+void hold_flusher(int skip);
+/* Let it go on, to there; false: it came not so far. Unload hold.ko after the phase. */
+bool start_flusher(void);
+/* Let it go on, until @flush returns. */
+void end_flusher(void);
+/* Start it, and kill it there. */
+bool kill_flusher(pid_t pid);
 
 extern const struct scenario kill_scenarios[], refuse_scenarios[], noiommu_scenarios[],
 	iommufd_scenarios[];

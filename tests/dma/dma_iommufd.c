@@ -4,8 +4,11 @@
  * and maps them then; and unpins them one by one.
  */
 #define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "dma.h"
 #include "iommufd.h"
@@ -305,6 +308,126 @@ static void second_is_full(void)
 		fail("%ld pages are still pinned", pins() - before);
 }
 
+/* What a process that is killed was to flush */
+static struct {
+	int iommufd, file;
+	uint32_t ioas;
+	char *memory;
+} doomed;
+
+static void doomed_gets_memory(void)
+{
+	doomed.memory = huge_pages(2);
+}
+
+static void doomed_maps(void)
+{
+	ioas_map(doomed.iommufd, doomed.ioas, doomed.memory, HUGE_PAGE, 2 * HUGE_PAGE);
+}
+
+static void doomed_has_memory(void)
+{
+}
+
+static void doomed_attaches(void)
+{
+	attach(doomed.file, doomed.ioas);
+}
+
+/* It is killed in the first of two flushes of 2 MiB; both are flushed again if they were pinned. */
+static void kill_doomed(pid_t pid, const char *what)
+{
+	bool held;
+
+	hold_flusher(0);
+	phase("a process is killed that %s", what);
+	held = kill_flusher(pid);
+	expect_clflushes(HUGE_LINES, 3 * HUGE_LINES);
+	phase_end();
+	unload("hold");
+	if (!held)
+		fail("nothing was flushed");
+}
+
+static void killed_in_map(void)
+{
+	long before = pins();
+
+	doomed.iommufd = open_iommufd();
+	doomed.file = bind(NONCOHERENT, doomed.iommufd);
+	doomed.ioas = new_ioas(doomed.iommufd);
+	attach_flushes(doomed.file, doomed.ioas, 0);
+	kill_doomed(fork_flusher(doomed_gets_memory, doomed_maps), "maps 4 MiB");
+	if (pins() != before)
+		fail("%ld pages are still pinned", pins() - before);
+	if (!ioas_unmap(doomed.iommufd, doomed.ioas, HUGE_PAGE, 2 * HUGE_PAGE))
+		fail("something is mapped");
+}
+
+static void killed_in_attach(void)
+{
+	long before;
+
+	doomed.iommufd = open_iommufd();
+	doomed.file = bind(NONCOHERENT, doomed.iommufd);
+	doomed.ioas = new_ioas(doomed.iommufd);
+	must(ioas_map(doomed.iommufd, doomed.ioas, huge_pages(2), HUGE_PAGE, 2 * HUGE_PAGE));
+	before = pins();
+	kill_doomed(fork_flusher(doomed_has_memory, doomed_attaches),
+		    "attaches a device to 4 MiB");
+	if (pins() != before)
+		fail("%ld pages are still pinned", pins() - before);
+	attach_flushes(doomed.file, doomed.ioas, 2 * HUGE_LINES);
+}
+
+static struct attach_pt *doomed_request;
+static int *doomed_result;
+
+static void doomed_is_told(void)
+{
+	*doomed_result = ioctl(doomed.file, VFIO_DEVICE_ATTACH_IOMMUFD_PT, doomed_request) ? -errno : 0;
+}
+
+/* What it is attached to cannot be said: the memory that was to tell it goes away meanwhile. */
+static void attached_untold(void)
+{
+	int told = must(memfd_create("pt", MFD_CLOEXEC));
+	long before;
+	bool held;
+	pid_t pid;
+
+	must(ftruncate(told, PAGE));
+	doomed_request = (void *)must_map(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, told);
+	doomed_result = shared_memory(sizeof(*doomed_result));
+	doomed.iommufd = open_iommufd();
+	doomed.file = bind(NONCOHERENT, doomed.iommufd);
+	doomed.ioas = new_ioas(doomed.iommufd);
+	must(ioas_map(doomed.iommufd, doomed.ioas, huge_pages(2), HUGE_PAGE, 2 * HUGE_PAGE));
+	*doomed_request = (struct attach_pt){
+		.argsz = sizeof(*doomed_request),
+		.pt_id = doomed.ioas,
+	};
+	before = pins();
+	pid = fork_flusher(doomed_has_memory, doomed_is_told);
+	hold_flusher(0);
+	phase("a device is attached, and its page table's ID cannot be written");
+	held = start_flusher();
+	must(ftruncate(told, 0));
+	end_flusher();
+	expect_clflushes(2 * HUGE_LINES, 4 * HUGE_LINES);
+	phase_end();
+	unload("hold");
+	must(kill(pid, SIGKILL));
+	must_die(pid, "a process whose memory is flushed");
+	if (!held)
+		fail("nothing was flushed");
+	if (*doomed_result != -EFAULT)
+		fail("it returns %d, not -EFAULT", *doomed_result);
+	if (pins() != before)
+		fail("%ld pages are still pinned", pins() - before);
+	attach_flushes(doomed.file, doomed.ioas, 2 * HUGE_LINES);
+}
+
 static void refused(void)
 {
 	int iommufd = open_iommufd();
@@ -359,6 +482,28 @@ static void refused_gets_another(void)
 	map_flushes(iommufd, ioas, same_page(2), 2 * AT, 2 * PAGE, 0);
 	unmap_flushes(iommufd, ioas, AT, 4 * PAGE, 4, 4 * LINES);
 	unmap_flushes(iommufd, ioas, 2 * AT, 2 * PAGE, 2, 0);
+}
+
+/* It asks for a page table that is there, by its own ID, and keeps the one that it has. */
+static void refused_to_replace(void)
+{
+	int iommufd = open_iommufd(), log = open_log();
+	int bad = bind(NONCOHERENT, iommufd), good = bind(COHERENT, iommufd);
+	uint32_t ioas = new_ioas(iommufd), table = must_attach(bad, new_ioas(iommufd));
+
+	attach_flushes(good, ioas, 0);
+	may("refuse");
+	phase("a coherent device asks for a page table that enforces nothing");
+	must_be_refused(attach(good, table), "replacing the page table");
+	expect_clflushes(0, 0);
+	phase_end();
+	if (refusals_logged(log, COHERENT) != 1)
+		fail("this is not logged once");
+	map_flushes(iommufd, ioas, same_page(4), AT, 4 * PAGE, 0);
+	unmap_flushes(iommufd, ioas, AT, 4 * PAGE, 4, 0);
+	may("allow");
+	if (must_attach(good, table) != table)
+		fail("another page table takes the place of the first");
 }
 
 /* @kind: of a second device, in the group of a new coherent one, which it returns */
@@ -434,10 +579,15 @@ const struct scenario iommufd_scenarios[] = {
 	{ "iommufd: the files are closed", end_of_iommufd },
 	{ "iommufd: a hole", hole },
 	{ "iommufd: a second page table has no room", second_is_full },
+	{ "iommufd: killed while memory is mapped", killed_in_map },
+	{ "iommufd: killed while a device is attached", killed_in_attach },
+	{ "iommufd: attached, and cannot be told", attached_untold },
 	{ "iommufd: refused", refused },
 	{ "iommufd: allowed again", allowed_again },
 	{ "iommufd: refused one page table, attached to another", refused_gets_another },
 	{ "iommufd: allowed after that", allowed_again },
+	{ "iommufd: refused another page table than it has", refused_to_replace },
+	{ "iommufd: allowed to replace it after that", allowed_again },
 	{ "iommufd: refused to one of a group that has a page table", refused_in_a_group },
 	{ "iommufd: allowed after a group", allowed_again },
 	{ "iommufd: refused for another of the group", refused_for_the_group },

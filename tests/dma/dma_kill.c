@@ -129,54 +129,99 @@ static void no_room_for_emulated(void)
 
 /* ---- who is killed ------------------------------------------------------- */
 
-/* Forked for a mapping that is going to be interrupted, on another CPU */
-static pid_t fork_mapper(int container, size_t size, int go, int done)
-{
-	pid_t pid = fork_child();
-	char *memory, byte;
+/* When it may start, and that it is through */
+static int go[2], done[2];
 
+pid_t fork_flusher(void (*prepare)(void), void (*flush)(void))
+{
+	char byte;
+	pid_t pid;
+
+	must(pipe(go));
+	must(pipe(done));
+	pid = fork_child();
 	if (pid)
 		return pid;
 	must(prctl(PR_SET_PDEATHSIG, SIGKILL));
-	memory = huge_pages(size / HUGE_PAGE);
+	prepare();
 	must(pin(0, 1));
-	must(read(go, &byte, 1));
-	container_map(container, memory, 1ull << 30, size);
-	must(write(done, "x", 1));
+	must(read(go[0], &byte, 1));
+	flush();
+	must(write(done[1], "x", 1));
 	for (;;)
 		pause();
 }
 
-/* Of the pipe that the mapper writes to when it is through */
-static struct pollfd mapped = { .events = POLLIN };
+void hold_flusher(int skip)
+{
+	char options[40];
+
+	snprintf(options, sizeof(options), "second=%lu skip=%d", HUGE_PAGE, skip);
+	hold_at("clflush_cache_range", options);
+}
 
 static bool is_held_or_through(void)
 {
-	return somebody_is_held() || poll(&mapped, 1, 0) == 1;
+	struct pollfd through = { .fd = done[0], .events = POLLIN };
+
+	return somebody_is_held() || poll(&through, 1, 0) == 1;
+}
+
+bool start_flusher(void)
+{
+	must(write(go[1], "x", 1));
+	wait_until(is_held_or_through, "a flush");
+	return somebody_is_held();
+}
+
+void end_flusher(void)
+{
+	char byte;
+
+	release_held();
+	if (poll(&(struct pollfd){ .fd = done[0], .events = POLLIN }, 1, 10000) != 1)
+		fail("a process whose memory is flushed does not come back");
+	must(read(done[0], &byte, 1));
+}
+
+bool kill_flusher(pid_t pid)
+{
+	bool held = start_flusher();
+
+	must(kill(pid, SIGKILL));
+	release_held();
+	must_die(pid, "a process that has memory flushed");
+	return held;
+}
+
+static int mapper_container;
+static size_t mapper_size;
+static char *mapper_memory;
+
+static void get_memory(void)
+{
+	mapper_memory = huge_pages(mapper_size / HUGE_PAGE);
+}
+
+static void map_memory(void)
+{
+	container_map(mapper_container, mapper_memory, 1ull << 30, mapper_size);
 }
 
 /* @chunks to @most of 2 MiB are flushed by the time that it is gone, the first while it is held. */
 static void kill_mapper(size_t size, int skip, long chunks, long most)
 {
-	int container = attach_phase(group_of(NONCOHERENT), false), go[2], done[2];
+	int container = attach_phase(group_of(NONCOHERENT), false);
 	long before = pins(), pages = free_huge_pages();
-	char options[40];
 	bool held;
 	pid_t pid;
 
-	must(pipe(go));
-	must(pipe(done));
-	mapped.fd = done[0];
-	pid = fork_mapper(container, size, go[0], done[1]);
-	snprintf(options, sizeof(options), "second=%lu skip=%d", HUGE_PAGE, skip);
-	hold_at("clflush_cache_range", options);
+	mapper_container = container;
+	mapper_size = size;
+	pid = fork_flusher(get_memory, map_memory);
+	hold_flusher(skip);
 	phase("a process that maps %zu MiB is killed during chunk %d", size >> 20, skip + 1);
-	must(write(go[1], "x", 1));
-	wait_until(is_held_or_through, "a flush");
-	held = somebody_is_held();
-	must(kill(pid, SIGKILL));
-	release_held();
-	must_die(pid, "a process that maps memory");
+	held = kill_flusher(pid);
 	expect_clflushes(chunks * HUGE_LINES, most * HUGE_LINES);
 	phase_end();
 	unload("hold");

@@ -33,7 +33,7 @@ int new_device(const char *kind)
 
 /* ---- memory -------------------------------------------------------------- */
 
-static char *must_map(void *at, size_t size, int prot, int flags, int fd)
+char *must_map(void *at, size_t size, int prot, int flags, int fd)
 {
 	char *memory = mmap(at, size, prot, flags, fd, 0);
 
