@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -206,6 +207,25 @@ static void test_prefault_against_changes(void)
 	goes_on(true);
 }
 
+/* There is nothing to map: it says so, and does not try for ever. */
+static void test_prefault_fails(void)
+{
+	struct kvm_pre_fault_memory range = { .gpa = PREFAULTED, .size = 4096 };
+	void *page = (char *)vm.small + (PREFAULTED - SMALL);
+
+	if (!has_prefault())
+		return;
+	attach(NONCOHERENT, 0);
+	add(NONCOHERENT);
+	must(mprotect(page, 4096, PROT_NONE));
+	if (!ioctl(vm.vcpu, KVM_PRE_FAULT_MEMORY, &range) || errno != EFAULT)
+		fail("KVM_PRE_FAULT_MEMORY of what nobody can read does not fail with EFAULT");
+	must(mprotect(page, 4096, PROT_READ | PROT_WRITE));
+	must(ioctl(vm.vcpu, KVM_PRE_FAULT_MEMORY, &range));
+	expect(PREFAULTED, WB);
+	goes_on(true);
+}
+
 /* ---- readers of the device's state ---------------------------------------- */
 
 static struct {
@@ -352,6 +372,7 @@ static const struct test tests[] = {
 	{ "a vCPU is slow to leave", test_slow_vcpu },
 	{ "KVM_PRE_FAULT_MEMORY loses its root in the fault", test_prefault_held },
 	{ "KVM_PRE_FAULT_MEMORY against changes", test_prefault_against_changes },
+	{ "KVM_PRE_FAULT_MEMORY of memory that cannot be read", test_prefault_fails },
 	{ "readers can be killed while ADD is held", test_readers_in_add },
 	{ "readers can be killed while VFIO_SET_IOMMU is held", test_readers_in_set_iommu },
 };
