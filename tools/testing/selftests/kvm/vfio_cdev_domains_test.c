@@ -499,6 +499,37 @@ TEST_F(domains, noiommu_group_moves)
 	group_moves(_metadata, &self->vm, self->iommufd, "1 noiommu");
 }
 
+/*
+ * From Linux 7.3 on, where the fixture has LAX, such a device has a file as well if the
+ * kernel has CONFIG_IOMMUFD_NOIOMMU. No page table is between its DMA and memory, whatever
+ * it is attached to.
+ */
+TEST_F(domains, noiommu_file)
+{
+	int id = testdev_create("1 noiommu");
+
+	ASSERT_LE(0, id);
+	self->fd[0] = testdev_open(id);
+	if (access(LAX, F_OK)) {
+		EXPECT_EQ(-ENOENT, self->fd[0]);
+		return;
+	}
+	if (self->fd[0] == -ENOENT)
+		REQUIRE("no file without an IOMMU");
+	ASSERT_LE(0, self->fd[0]);
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd[0]));
+	EXPECT_STATE(0, N);
+	EXPECT_EQ(0, cdev_bind(self->fd[0], self->iommufd));
+	EXPECT_STATE(0, X);
+	EXPECT_EQ(0, cdev_attach(self->fd[0], self->ioas));
+	EXPECT_STATE(0, X);
+	EXPECT_EQ(1, debugfs_stat(&self->vm, "noncoherent_dma_changes"));
+	EXPECT_EQ(0, cdev_detach(self->fd[0]));
+	EXPECT_STATE(0, X);
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd[0]));
+	EXPECT_EQ(2, debugfs_stat(&self->vm, "noncoherent_dma_changes"));
+}
+
 TEST_F(domains, emulated_group_moves)
 {
 	group_moves(_metadata, &self->vm, self->iommufd, "1 emulated");
