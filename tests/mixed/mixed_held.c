@@ -11,6 +11,9 @@
 #include "hold.h"
 #include "mixed.h"
 
+/* Who opens one of the fixture's devices takes kvm->lock. */
+#define KVM_LOCK	"/sys/module/vfio_testdev/parameters/take_kvm_lock"
+
 /* ---- a thread that is held, and who comes meanwhile ---------------------- */
 
 struct caller held = { .cpu = 1 }, follower = { .cpu = 0 };
@@ -147,6 +150,7 @@ void tear_down_held(void)
 
 	release_held();
 	release_answer();
+	must_put(KVM_LOCK, "0");
 	join_caller(&held);
 	join_caller(&follower);
 	for (i = 0; i < ARRAY_SIZE(readers); i++) {
@@ -502,10 +506,45 @@ static void test_closed_first(void)
 	expect_noncoherent(0, false);
 }
 
+static bool follower_is_through_or_waits(void)
+{
+	return follower.ended || sleeps_in(follower.tid, "drain") ||
+	       sleeps_in(follower.tid, "vfio");
+}
+
+/*
+ * A driver takes kvm->lock while VFIO has its own locks for it. So none of these may be
+ * taken where KVM holds that one, as it does around some of a device's callbacks.
+ */
+static void test_driver_takes_kvm_lock(void)
+{
+	their_device = plug(false, NONE);
+	their_file = track(devices[their_device].group, 0);
+	must_put(KVM_LOCK, "1");
+	begin("GET_DEVICE_FD is held in the driver, before it takes kvm->lock");
+	hold(call_open_device, "vfio_testdev:testdev_take_kvm_lock");
+	begin("the KVM device is closed meanwhile");
+	start(&follower, call_close_kvm_device);
+	wait_until(follower_is_through_or_waits, "it is closed, or waits for the driver");
+	goes_on();
+	begin("GET_DEVICE_FD goes on");
+	expect_result(held.result, 0);
+	close_fd(&their_fd);
+	begin("closing goes on");
+	join_caller(&follower);
+	expect_result(follower.result, 0);
+	files[their_file].owners = 0;
+	vms[0].device = create_device(0);
+	expect_result(vms[0].device, 0);
+	expect_noncoherent(0, false);
+}
+
 static const struct test tests[] = {
 	{ "who reads the state can be killed while it changes", test_readers_are_killed },
 	{ "no memory is mapped for DMA before the VM is non-coherent", test_no_dma_before },
 	{ "DEL while a driver opens a device of the file", test_del_while_opened },
+	{ "a driver that takes kvm->lock, while the KVM device is closed",
+	  test_driver_takes_kvm_lock },
 	{ "DEL while a driver gets its reference to the VM", test_del_while_referenced },
 	{ "DEL while the VM is told of a change", test_del_while_told },
 	{ "DEL while a file is being added", test_calls_in_turn },
