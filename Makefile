@@ -265,8 +265,8 @@ locks:
 .PHONY: torture
 torture: setup
 	@set -e; for base in $(CHECK_BASES); do \
-		$(MAKE) BASE=$$base modules out/lab/torture_test out/$$base/vfio_testdev/vfio_testdev.ko \
-			out/$$base/kselftest; \
+		$(MAKE) BASE=$$base modules iommufd out/lab/torture_test \
+			out/$$base/vfio_testdev/vfio_testdev.ko out/$$base/kselftest; \
 		[ ! -e out/$$base/debug/bzImage ] || tests/fixtures/build $$base debug; done
 	@failed=0; bases=$(subst $(empty) $(empty),$(comma),$(CHECK_BASES)); \
 	tests/torture/torture --base $$bases --steps $(if $(LONG),2000000,200000) \

@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 #include "files.h"
-#include "vfio.h"
+#include "iommufd.h"
 #include "vm.h"
 
 #define NONE		(-1)
@@ -24,6 +24,8 @@
 #define FILES		32
 #define CONTAINERS	3
 #define GROUPS		16
+#define IOASES		3	/* of one iommufd */
+#define TABLES		16	/* of all of these */
 #define DEVICES		24
 #define HOLDERS		2	/* forked processes, with a copy of every descriptor */
 #define FLIGHT		4	/* descriptors on their way through a socket */
@@ -47,6 +49,10 @@
 	step(BAD, 64)		/* a: VM, b: which call, c: file */	\
 	step(OPEN, 40)		/* a: group, b: file */			\
 	step(OPEN_DEVICE, 32)	/* a: the group's file, b: file, c: device */ \
+	step(CDEV, 28)		/* a: device, b: file */		\
+	step(CDEV_BIND, 28)	/* a: file */				\
+	step(CDEV_ATTACH, 36)	/* a: file, b: IOAS, c: 1 by its first page table's ID */ \
+	step(CDEV_DETACH, 16)	/* a: file */				\
 	step(CLOSE, 20)		/* a: file, c: 1 its copy */		\
 	step(DUP, 12)		/* a: file */				\
 	step(SEND, 8)		/* a: file */				\
@@ -91,11 +97,15 @@ extern int nr_devices;
 extern struct group {
 	int number;
 	bool emulated;
+	/* The model: what iommufd has attached it to, or NONE */
+	int table;
 } groups[GROUPS];
 extern int nr_groups;
 
 /* Linux 6.1: a device's file is no VFIO file. */
 extern bool old_vfio;
+/* Devices have files of their own, and there is an iommufd to bind them to. */
+extern bool has_iommufd;
 /* Stock modules have nothing to read back. */
 extern bool stock;
 /* Only these are compared in this walk. */
@@ -104,6 +114,8 @@ extern bool results_only;
 extern bool without_step[STEP_KINDS];
 
 void find_devices(void);
+/* Of its own file, or -ENOENT */
+int cdev_number(int device);
 bool has_noncoherent_devices(void);
 /* As they were found: all bound, and as coherent as they were at first. */
 void restore_devices(void);
@@ -151,7 +163,18 @@ extern struct file {
 	bool dead;		/* its last device has left VFIO */
 	int container;
 	bool enforced;		/* by its domain */
+	/* Of a device's own file: */
+	bool cdev, bound, attached;
+	int cdev_number;
 } files[FILES];
+
+/* iommufd's page tables, in the order in which they were made */
+extern struct table {
+	int ioas;
+	uint32_t id;
+	bool enforced;
+} tables[TABLES];
+extern int nr_tables;
 
 extern struct container {
 	int fd;
@@ -180,6 +203,17 @@ int live_file(int group);
 bool group_is_alive(int group);
 bool device_is_open(int device);
 bool has_children(int parent);
+/* Devices whose own files are bound, of this group */
+bool group_is_bound(int group);
+bool device_is_bound(int device);
+void model_cdev(int f, int device, int fd, int number);
+/*
+ * The page table that this file's device gets of the IOAS, or TABLE, if that is not NONE.
+ * -EINVAL: none. NONE: a new one, whose ID model_attach_cdev() is told
+ */
+int table_for(const struct file *file, int ioas, int table);
+void model_attach_cdev(struct file *file, int ioas, int table, uint32_t id);
+void model_detach_cdev(struct file *file);
 void model_open(int f, int group, int device, int parent, int fd);
 void model_join(int f, int container);
 void model_detach(struct file *file);

@@ -27,11 +27,13 @@ from kit import bases
 from kit.common import TOP, Problem
 
 FIXTURE = ["--iommu", "none"]
+# Where a base has it; elsewhere it is the fixture without.
+IOMMUFD = ["--iommu", "none", "--iommufd"]
 SNOOP_OFF = ["--edu", "4", "--snoop", "off"]
 SNOOP_ON = ["--edu", "4", "--snoop", "on"]
 # Which host gets which part of a base's steps, and how many steps a second are to be expected
 HOSTS = {
-    "debian": ((FIXTURE, 30, 300), (FIXTURE, 30, 300), (SNOOP_OFF, 15, 100), (SNOOP_ON, 10, 100)),
+    "debian": ((FIXTURE, 30, 300), (IOMMUFD, 30, 300), (SNOOP_OFF, 15, 100), (SNOOP_ON, 10, 100)),
     "debug": ((FIXTURE, 10, 15), (SNOOP_OFF, 5, 10)),
 }
 # Of what the cases of a run do beside the walk: a quarter without a model, races, faults
@@ -54,12 +56,15 @@ class Run:
         self.done = 0
         self.said = []
         self.status = None
-        fixture = "vfio_testdev.debug" if kernel == "debug" else "vfio_testdev"
+        if host is IOMMUFD and not bases.fact(base, "iommufd"):
+            host = FIXTURE
+        fixture = "vfio_testdev.debug" if kernel == "debug" else \
+            "vfio_testdev.iommufd" if host is IOMMUFD else "vfio_testdev"
         self.what = f"{base}, {kernel} kernel, {' '.join(host).replace('--', '')}, seed {seed}"
         self.command = ["lab/run", "--base", base, "--kernel", kernel, "--smp", "2", *host,
                         "--skips", "no fault injection|no kcov", "--name", self.name,
                         "--timeout", str(600 + int(BESIDE * steps / speed))]
-        if host is FIXTURE:
+        if host in (FIXTURE, IOMMUFD):
             self.command += ["--file", f"out/{base}/{fixture}/vfio_testdev.ko"]
         self.command += ["--", "out/lab/torture_test", "--seed", str(seed), "--steps", str(steps)]
 

@@ -8,6 +8,11 @@
  *    came from it. A KVM-VFIO device is there while anybody has a descriptor of it.
  *  - A group's file is attached while its group is in a container with an IOMMU; a device's
  *    file while it is open.
+ *  - A device's own file is attached while it is bound to an iommufd that has attached its
+ *    group, be it by another device. All devices of a group have one page table: who is
+ *    attached gets the first one of the IOAS that its group fits, or a new one that enforces
+ *    coherency if the device can; a group of which a device cannot does not fit that one.
+ *    A page table is there while a group is attached to it.
  *  - A group's domain enforces coherency if all of its devices were coherent when it was
  *    attached.
  *  - A VM is non-coherent while it tracks a file that is attached to a domain that does not
@@ -18,6 +23,7 @@
  *    that are offline have written theirs back.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -29,6 +35,8 @@ struct vm vms[VMS];
 struct file files[FILES];
 struct container containers[CONTAINERS];
 struct holder holders[HOLDERS];
+struct table tables[TABLES];
+int nr_tables;
 int flight[FLIGHT], nr_flight, flight_socket[2];
 bool cpu1_online;
 uint64_t flushes_here;
@@ -62,6 +70,9 @@ void model_begin(void)
 		devices[i].coherent = devices[i].coherent_at_first;
 		devices[i].bound = true;
 	}
+	for (i = 0; i < nr_groups; i++)
+		groups[i].table = NONE;
+	nr_tables = 0;
 	nr_flight = 0;
 	flushes_here = 0;
 	cpu1_online = sysconf(_SC_NPROCESSORS_ONLN) > 1;
@@ -84,8 +95,21 @@ bool is_attached(const struct file *file)
 	return file->container != NONE && containers[file->container].iommu;
 }
 
+/* Emulated devices have no page table: what they access is the CPU's own memory. */
+static int coherency_of_cdev(const struct file *file)
+{
+	int table = groups[file->group].table;
+
+	if (groups[file->group].emulated ? !file->attached : !file->bound || table == NONE)
+		return KVM_VFIO_FILE_NOT_ATTACHED;
+	return table != NONE && tables[table].enforced ? KVM_VFIO_FILE_ENFORCED :
+							 KVM_VFIO_FILE_NOT_ENFORCED;
+}
+
 int coherency_of(const struct file *file)
 {
+	if (file->cdev)
+		return coherency_of_cdev(file);
 	if (file->device == NONE && !is_attached(file))
 		return KVM_VFIO_FILE_NOT_ATTACHED;
 	return file->enforced ? KVM_VFIO_FILE_ENFORCED : KVM_VFIO_FILE_NOT_ENFORCED;
@@ -131,6 +155,107 @@ bool has_children(int parent)
 	return false;
 }
 
+/* ---- devices' own files -------------------------------------------------- */
+
+bool device_is_bound(int device)
+{
+	int i;
+
+	for (i = 0; i < FILES; i++)
+		if (files[i].used && files[i].bound && files[i].device == device)
+			return true;
+	return false;
+}
+
+bool group_is_bound(int group)
+{
+	int i;
+
+	for (i = 0; i < nr_devices; i++)
+		if (devices[i].group == group && device_is_bound(i))
+			return true;
+	return false;
+}
+
+static bool all_coherent(int group)
+{
+	int i;
+
+	for (i = 0; i < nr_devices; i++)
+		if (devices[i].group == group && !devices[i].coherent)
+			return false;
+	return true;
+}
+
+static bool table_fits(int table, const struct file *file)
+{
+	const struct group *group = &groups[file->group];
+
+	if (table == group->table)
+		return true;
+	/* Who is attached can be given another one, and takes its group with it. */
+	if (group->table != NONE && !file->attached)
+		return false;
+	return !tables[table].enforced || all_coherent(file->group);
+}
+
+int table_for(const struct file *file, int ioas, int table)
+{
+	const struct group *group = &groups[file->group];
+	int i;
+
+	if (table != NONE)
+		return table_fits(table, file) ? table : -EINVAL;
+	for (i = 0; i < nr_tables; i++)
+		if (tables[i].ioas == ioas && table_fits(i, file))
+			return i;
+	if (group->table != NONE && !file->attached)
+		return -EINVAL;
+	return devices[file->device].coherent && !all_coherent(file->group) ? -EINVAL : NONE;
+}
+
+static void forget_unused_tables(void)
+{
+	int i, j;
+
+	for (i = nr_tables - 1; i >= 0; i--) {
+		for (j = 0; j < nr_groups && groups[j].table != i; j++)
+			;
+		if (j < nr_groups)
+			continue;
+		memmove(&tables[i], &tables[i + 1], (--nr_tables - i) * sizeof(*tables));
+		for (j = 0; j < nr_groups; j++)
+			groups[j].table -= groups[j].table > i;
+	}
+}
+
+void model_attach_cdev(struct file *file, int ioas, int table, uint32_t id)
+{
+	file->attached = true;
+	if (groups[file->group].emulated)
+		return;
+	if (table == NONE) {
+		table = nr_tables++;
+		tables[table] = (struct table){ ioas, id, devices[file->device].coherent };
+	}
+	groups[file->group].table = table;
+	forget_unused_tables();
+}
+
+void model_detach_cdev(struct file *file)
+{
+	int i;
+
+	file->attached = false;
+	for (i = 0; i < FILES; i++)
+		if (files[i].used && files[i].attached && files[i].group == file->group)
+			return;
+	groups[file->group].table = NONE;
+	forget_unused_tables();
+}
+
+/* ---- containers ---------------------------------------------------------- */
+
 static int groups_in(int container)
 {
 	int i, count = 0;
@@ -163,18 +288,20 @@ void model_open(int f, int group, int device, int parent, int fd)
 		files[f].enforced = files[parent].enforced;
 }
 
+void model_cdev(int f, int device, int fd, int number)
+{
+	model_open(f, devices[device].group, device, NONE, fd);
+	files[f].cdev = true;
+	files[f].cdev_number = number;
+}
+
 static void model_attach(struct file *file)
 {
-	int i;
-
 	if (groups[file->group].emulated) {
 		file->enforced = old_vfio;
 		return;
 	}
-	file->enforced = true;
-	for (i = 0; i < nr_devices; i++)
-		if (devices[i].group == file->group && !devices[i].coherent)
-			file->enforced = false;
+	file->enforced = all_coherent(file->group);
 }
 
 void model_join(int f, int container)
@@ -267,6 +394,8 @@ static void settle_file(int f)
 	    file->owners || has_children(f))
 		return;
 	model_detach(file);
+	if (file->attached)
+		model_detach_cdev(file);
 	file->used = false;
 }
 

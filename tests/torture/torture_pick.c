@@ -65,6 +65,28 @@ static bool is_open_file(int f)
 	return files[f].used && files[f].fd >= 0;
 }
 
+static bool is_cdev(int f, bool bound, bool attached)
+{
+	return is_open_file(f) && files[f].cdev && files[f].bound == bound &&
+	       files[f].attached == attached;
+}
+
+static bool is_unbound_cdev(int f)
+{
+	return is_cdev(f, false, false) && !device_is_bound(files[f].device) &&
+	       live_file(files[f].group) == NONE;
+}
+
+static bool is_bound_cdev(int f)
+{
+	return is_cdev(f, true, false);
+}
+
+static bool is_attached_cdev(int f)
+{
+	return is_cdev(f, true, true);
+}
+
 static bool is_free(int f)
 {
 	return !files[f].used;
@@ -192,6 +214,19 @@ static void fit(struct step *step)
 		step->a = some(FILES, is_attached_group);
 		step->b = some(FILES, is_free);
 		step->c = device_in(files[step->a].group);
+		break;
+	case STEP_CDEV:
+		step->a = some(nr_devices, is_closed_device);
+		step->b = some(FILES, is_free);
+		break;
+	case STEP_CDEV_BIND:
+		step->a = some(FILES, is_unbound_cdev);
+		break;
+	case STEP_CDEV_ATTACH:
+		step->a = some(FILES, chance(3) ? is_bound_cdev : is_attached_cdev);
+		break;
+	case STEP_CDEV_DETACH:
+		step->a = some(FILES, is_attached_cdev);
 		break;
 	case STEP_CLOSE:
 	case STEP_DUP:

@@ -26,7 +26,8 @@ const int step_weights[STEP_KINDS] = { STEPS(STEP_WEIGHT) };
 
 bool has_uffd;
 int current_kind;
-static int null_fd = -1;
+static int null_fd = -1, iommufd = -1;
+static uint32_t ioases[IOASES];
 
 /* ---- VMs ----------------------------------------------------------------- */
 
@@ -439,7 +440,7 @@ static void step_foreign(const struct step *step)
 	       vms[step->b].device_held & 1u << h ? -EIO : -EBADF);
 }
 
-/* ---- groups, their files and descriptors --------------------------------- */
+/* ---- groups, and what they open ------------------------------------------ */
 
 static void step_open(const struct step *step)
 {
@@ -449,7 +450,7 @@ static void step_open(const struct step *step)
 		return;
 	if (!group_is_alive(step->a))
 		expected = -ENOENT;
-	else if (live_file(step->a) != NONE)
+	else if (live_file(step->a) != NONE || group_is_bound(step->a))
 		expected = -EBUSY;
 	fd = CALL_VFIO_COPY(open_group_number(groups[step->a].number));
 	expect("opening a group", fd, expected);
@@ -460,6 +461,8 @@ static void step_open(const struct step *step)
 /* What a device says to a call for groups */
 static int not_a_group(const struct file *file)
 {
+	if (file->cdev && !file->bound)
+		return -EINVAL;
 	return devices[file->device].id == NONE ? -ENOTTY : -EINVAL;
 }
 
@@ -484,6 +487,113 @@ static void step_open_device(const struct step *step)
 	if (fd >= 0)
 		model_open(step->b, group->group, step->c, step->a, fd);
 }
+
+/* ---- devices' own files -------------------------------------------------- */
+
+static void step_cdev(const struct step *step)
+{
+	int number, fd;
+	char path[60];
+
+	if (!has_iommufd || step->a >= nr_devices || files[step->b].used)
+		return;
+	number = cdev_number(step->a);
+	if ((number < 0) != !devices[step->a].bound)
+		wrong(STATE, "device %d has %s file of its own", step->a, number < 0 ? "no" : "a");
+	if (number < 0)
+		return;
+	snprintf(path, sizeof(path), "/dev/vfio/devices/vfio%d", number);
+	fd = CALL_VFIO_COPY(open(path, O_RDWR | O_CLOEXEC));
+	expect("opening a device's own file", fd, 0);
+	if (fd >= 0)
+		model_cdev(step->b, step->a, fd, number);
+}
+
+static void step_cdev_bind(const struct step *step)
+{
+	struct file *file = &files[step->a];
+	int expected = 0, ret;
+
+	if (!file->used || !file->cdev || file->fd < 0)
+		return;
+	if (live_file(file->group) != NONE)
+		expected = -EBUSY;
+	else if (device_is_bound(file->device))
+		expected = -EINVAL;
+	ret = CALL_VFIO_COPY(device_file_bind(file->fd, iommufd));
+	expect("VFIO_DEVICE_BIND_IOMMUFD", ret, expected);
+	if (!ret)
+		file->bound = true;
+}
+
+static int first_table(int ioas)
+{
+	int i;
+
+	for (i = 0; i < nr_tables; i++)
+		if (tables[i].ioas == ioas)
+			return i;
+	return NONE;
+}
+
+static int attach(int fd, uint32_t from, uint32_t *to)
+{
+	*to = from;
+	return device_file_attach(fd, to);
+}
+
+static void step_cdev_attach(const struct step *step)
+{
+	int ioas = step->b % IOASES, table = step->c & 1 ? first_table(ioas) : NONE, ret;
+	struct file *file = &files[step->a];
+	int expected = 0, gets = NONE;
+	uint32_t id, from;
+
+	if (!file->used || !file->cdev || file->fd < 0)
+		return;
+	/* Where its ID cannot be copied out, it has left the page table that it had before. */
+	if (faults && file->attached)
+		return;
+	if (groups[file->group].emulated)
+		table = NONE;
+	else if (file->bound)
+		gets = table_for(file, ioas, table);
+	if (!file->bound || gets == -EINVAL)
+		expected = -EINVAL;
+	from = table == NONE ? ioases[ioas] : tables[table].id;
+	ret = CALL_VFIO_COPY(attach(file->fd, from, &id));
+	expect("VFIO_DEVICE_ATTACH_IOMMUFD_PT", ret, expected);
+	if (ret)
+		return;
+	if (gets != NONE && id != tables[gets].id)
+		wrong(STATE, "file %d gets page table %u instead of %u", step->a, id,
+		      tables[gets].id);
+	model_attach_cdev(file, ioas, gets, id);
+}
+
+static void step_cdev_detach(const struct step *step)
+{
+	struct file *file = &files[step->a];
+	int ret;
+
+	if (!file->used || !file->cdev || file->fd < 0)
+		return;
+	ret = CALL_VFIO_COPY(device_file_detach(file->fd));
+	expect("VFIO_DEVICE_DETACH_IOMMUFD_PT", ret, file->bound ? 0 : -EINVAL);
+	if (!ret && file->attached)
+		model_detach_cdev(file);
+}
+
+static void begin_iommufd(void)
+{
+	int i;
+
+	iommufd = open_iommufd();
+	for (i = 0; i < IOASES; i++)
+		ioases[i] = new_ioas(iommufd);
+}
+
+/* ---- descriptors --------------------------------------------------------- */
 
 static void step_close(const struct step *step)
 {
@@ -646,6 +756,8 @@ static void step_coherent(const struct step *step)
 
 	if (step->a >= nr_devices || device->emulated || device->id == NONE)
 		return;
+	if (group_is_bound(device->group))
+		return;
 	file = live_file(device->group);
 	if (!old_vfio && device->bound && file != NONE && is_attached(&files[file]))
 		return;
@@ -720,7 +832,9 @@ void do_step(const struct step *step)
 		[STEP_BLOCK] = step_block, [STEP_UNBLOCK] = step_unblock,
 		[STEP_MEMSLOT] = step_memslot, [STEP_ADD] = step_add, [STEP_DEL] = step_del,
 		[STEP_BAD] = step_bad, [STEP_OPEN] = step_open,
-		[STEP_OPEN_DEVICE] = step_open_device, [STEP_CLOSE] = step_close,
+		[STEP_OPEN_DEVICE] = step_open_device, [STEP_CDEV] = step_cdev,
+		[STEP_CDEV_BIND] = step_cdev_bind, [STEP_CDEV_ATTACH] = step_cdev_attach,
+		[STEP_CDEV_DETACH] = step_cdev_detach, [STEP_CLOSE] = step_close,
 		[STEP_DUP] = step_dup, [STEP_SEND] = step_send, [STEP_RECEIVE] = step_receive,
 		[STEP_JOIN] = step_join, [STEP_LEAVE] = step_leave, [STEP_IOMMU] = step_iommu,
 		[STEP_CONTAINER] = step_container, [STEP_BIND] = step_bind,
@@ -734,6 +848,8 @@ void do_step(const struct step *step)
 		null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 		if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, flight_socket))
 			wrong(BROKEN, "no socket");
+		if (has_iommufd)
+			begin_iommufd();
 	}
 	current_kind = fits.kind %= STEP_KINDS;
 	/* Those from a file may have any numbers. */

@@ -36,6 +36,8 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <dirent.h>
+#include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -115,11 +117,36 @@ static void make_testdevs(void)
 	}
 }
 
+int cdev_number(int device)
+{
+	struct dirent *entry;
+	int number = -ENOENT;
+	char path[100];
+	DIR *folder;
+
+	snprintf(path, sizeof(path), "%s%.31s/vfio-dev",
+		 devices[device].id == NONE ? "/sys/bus/pci/devices/" : TESTDEV,
+		 devices[device].name);
+	folder = opendir(path);
+	while (folder && number < 0 && (entry = readdir(folder)))
+		if (sscanf(entry->d_name, "vfio%d", &number) != 1)
+			number = -ENOENT;
+	if (folder)
+		closedir(folder);
+	return number;
+}
+
+bool has_iommufd;
+
 void find_devices(void)
 {
 	find_edu_devices();
 	if (!nr_devices)
 		make_testdevs();
+	has_iommufd = !access("/dev/iommu", F_OK) && !access("/dev/vfio/devices", F_OK);
+	/* The fixture's IOMMU does not remap interrupts. */
+	if (has_iommufd)
+		must_put("/sys/module/iommufd/parameters/allow_unsafe_interrupts", "1");
 }
 
 bool has_noncoherent_devices(void)
