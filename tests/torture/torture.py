@@ -29,8 +29,10 @@ from kit.common import TOP, Problem
 FIXTURE = ["--iommu", "none"]
 # Where a base has it; elsewhere it is the fixture without.
 IOMMUFD = ["--iommu", "none", "--iommufd"]
-SNOOP_OFF = ["--edu", "4", "--snoop", "off"]
-SNOOP_ON = ["--edu", "4", "--snoop", "on"]
+# runs.toml says why.
+HOSTS_DOMAIN = ["--append", "iommu=pt"]
+SNOOP_OFF = ["--edu", "4", "--snoop", "off", *HOSTS_DOMAIN]
+SNOOP_ON = ["--edu", "4", "--snoop", "on", *HOSTS_DOMAIN]
 # Which host gets which part of a base's steps, and how many steps a second are to be expected
 HOSTS = {
     "debian": ((FIXTURE, 30, 300), (IOMMUFD, 30, 300), (SNOOP_OFF, 15, 100), (SNOOP_ON, 10, 100)),
