@@ -79,8 +79,9 @@ SPLATS = re.compile("|".join((
 )))
 # A kernel that says so about every emulated CPU without new microcode.
 HARMLESS = re.compile(r"(Speculative Return Stack Overflow|RETBleed|Spectre V2.*): WARNING: ")
-# Where a run leaves what they record. Both are asked to let allocations fail, and tell of some of them who called.
+# Where a run leaves what these kernels record
 RECORDS = {"debug": "locks", "coverage": "gcov"}
+# Both are asked to let allocations fail, and tell of some of them who called.
 FAILED_ALLOCATION = re.compile(r"((?:vmalloc error|page allocation failure): .*\n"
                                r"(?:.*(?:CPU: |Tainted: |Hardware name: ).*\n)*.*)Call Trace:")
 TAINT_DIE, TAINT_WARN = 1 << 7, 1 << 9
@@ -681,7 +682,8 @@ def judge_ktap(text, skips):
 
 def take_records(base, kernel, files):
     """Moves what such a kernel recorded from the result to a folder beside it, and which kernel it was:
-    what gcov counted to gcov, NAME.gcda below its folder in the kernel's build, lockdep's graph to locks. A result with none or half of it loses its LAB-END."""
+    what gcov counted to gcov, NAME.gcda below its folder in the kernel's build, lockdep's graph to locks.
+    A result with none or half of it loses its LAB-END."""
     shutil.rmtree(os.path.join(files["dir"], RECORDS[kernel]), ignore_errors=True)
     lines = read_bytes(files["result"]).replace(b"\r", b"").splitlines(keepends=True)
     ends = [i for i, line in enumerate(lines) if b"LAB-END " in line]

@@ -3,9 +3,9 @@
 
     tests/coverage/coverage [--goal 98] BASE
 
-Every run with the kernel for coverage (build/debug-kernel) leaves what gcov counted in out/lab/NAME/gcov.  gcov-tool adds the
-counts of all runs of one kernel up, gcov says what they mean.  Counted are the files that are ours
-alone, and of the kernel's own files the lines that our edits add.
+Every run with the kernel for coverage (build/debug-kernel) leaves what gcov counted in
+out/lab/NAME/gcov.  gcov-tool adds the counts of all runs of one kernel up, gcov says what they mean.
+Counted are the files that are ours alone, and of the kernel's own files the lines that our edits add.
 
 A line that no run reached is named, with its reason: tests/coverage/unreached.toml has
 

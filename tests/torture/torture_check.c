@@ -79,10 +79,10 @@ static void check_files(int v)
 
 static const char *path_of(const struct file *file, char *path, size_t size)
 {
-	if (file->cdev)
+	if (file->cdev) {
 		snprintf(path, size, "/dev/vfio/devices/vfio%d", file->cdev_number);
-	if (file->cdev)
 		return path;
+	}
 	if (file->device != NONE)
 		return "anon_inode:[vfio-device]";
 	snprintf(path, size, "/dev/vfio/%d%s", groups[file->group].number,
