@@ -92,8 +92,8 @@ void start_trace(void);
 void stop_trace(void);
 
 /*
- * Make lab/wbinvd the event that a CPU executes WBINVD for a guest, and lab/leave that
- * somebody begins to put old entries out of use.
+ * Make lab/wbinvd the event that a CPU executes WBINVD or WBNOINVD for a guest, and
+ * lab/leave that somebody begins to put old entries out of use.
  */
 void place_probes(void);
 /* The function that puts the old entries out of use; stock has another one for that. */
@@ -113,6 +113,7 @@ extern struct vm {
 	struct kvm_run *run;
 	size_t run_size;
 	int physical_bits;
+	bool has_wbnoinvd;
 	void *low, *huge, *small, *mmio;
 	struct shared *shared;
 	pthread_t thread;
@@ -126,7 +127,8 @@ void make_vm(void);
 void set_msr(uint32_t index, uint64_t value);
 
 /* Where the guest may begin */
-extern const char guest_code[], guest_spin[], guest_wrmsr[], guest_cr0[], guest_wbinvd[];
+extern const char guest_code[], guest_spin[], guest_wrmsr[], guest_cr0[], guest_wbinvd[],
+		  guest_wbnoinvd[], guest_wbinvd66[];
 void load_guest(const char *entry, struct kvm_regs regs);
 /* Run it until its OUT. */
 void guest(const char *entry, struct kvm_regs regs);

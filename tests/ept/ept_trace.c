@@ -344,6 +344,7 @@ void place_probes(void)
 	snprintf(offset, sizeof(offset), "%d",
 		 wbinvd_in(address_of_probed(bare ? bare + 1 : function)));
 	/* In place of the first one: opening the file to write empties it. */
-	must_put(TRACING "kprobe_events", "p:lab/wbinvd %s+%s\np:lab/leave kvm:%s",
-		 function, offset, leave_function());
+	must_put(TRACING "kprobe_events", "p:lab/wbinvd %s+%s\np:lab/leave kvm:%s%s",
+		 function, offset, leave_function(),
+		 kernel_has("wbnoinvd_ipi") ? "\np:lab/wbinvd kvm:wbnoinvd_ipi" : "");
 }

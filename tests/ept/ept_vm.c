@@ -13,6 +13,7 @@
 
 asm(".pushsection .rodata\n"
     ".globl guest_code, guest_spin, guest_wrmsr, guest_cr0, guest_wbinvd\n"
+    ".globl guest_wbnoinvd, guest_wbinvd66\n"
     ".code32\n"
     "guest_code:\n"
     "guest_write:\n"			/* without changing it */
@@ -37,6 +38,12 @@ asm(".pushsection .rodata\n"
     "	outb	%al, $0x80\n"
     "guest_wbinvd:\n"
     "	wbinvd\n"
+    "	outb	%al, $0x80\n"
+    "guest_wbnoinvd:\n"
+    "	.byte	0xf3, 0x0f, 0x09\n"
+    "	outb	%al, $0x80\n"
+    "guest_wbinvd66:\n"			/* with a prefix that means nothing */
+    "	.byte	0x66, 0x0f, 0x09\n"
     "	outb	%al, $0x80\n"
     "guest_code_end:\n"
     ".code64\n"
@@ -75,8 +82,10 @@ static void set_cpuid(void)
 
 	must(ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid));
 	for (i = 0; i < cpuid.head.nent; i++)
-		if (cpuid.entries[i].function == 0x80000008)
+		if (cpuid.entries[i].function == 0x80000008) {
 			vm.physical_bits = cpuid.entries[i].eax & 0xff;
+			vm.has_wbnoinvd = cpuid.entries[i].ebx & 1 << 9;
+		}
 	must(ioctl(vm.vcpu, KVM_SET_CPUID2, &cpuid));
 }
 

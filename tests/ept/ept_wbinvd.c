@@ -195,6 +195,44 @@ static void test_wbinvd_moved_running(void)
 	expect_flushes(begin, 1, 1, "of a vCPU that has moved while running");
 }
 
+/*
+ * VMX has the same exit for both; its length and the guest's code tell them apart. What KVM
+ * takes it for shows: after a WBNOINVD all CPUs that the vCPU has run on stay noted.
+ */
+static void noted_for_both_cpus(void)
+{
+	if (!vm.has_wbnoinvd)
+		fail("the processor has no WBNOINVD");
+	noncoherent_vm();
+	guest_wbinvds(0);
+	run_on(1);
+}
+
+static void guest_executes(const char *entry, int cpu0, int cpu1, const char *what)
+{
+	int begin = mark();
+
+	guest(entry, (struct kvm_regs){ 0 });
+	expect_flushes(begin, cpu0, cpu1, what);
+}
+
+static void test_wbnoinvd(void)
+{
+	noted_for_both_cpus();
+	guest_executes(guest_wbnoinvd, 1, 1, "with WBNOINVD");
+	guest_executes(guest_wbnoinvd, 1, 1, "with the second one");
+	guest_executes(guest_wbinvd, 1, 1, "with the WBINVD that follows");
+	guest_executes(guest_wbnoinvd, 0, 1, "with WBNOINVD after that");
+}
+
+/* As long as a WBNOINVD */
+static void test_wbinvd_prefixed(void)
+{
+	noted_for_both_cpus();
+	guest_executes(guest_wbinvd66, 1, 1, "with a prefix that means nothing");
+	guest_executes(guest_wbinvd66, 0, 1, "with the second one");
+}
+
 /* ---- WBINVD where VMX does not exit on it -------------------------------- */
 
 static void test_no_exit_coherent(void)
@@ -298,6 +336,8 @@ static const struct test tests[] = {
 	{ "WBINVD: executed on the CPUs used while non-coherent", test_wbinvd_executed },
 	{ "WBINVD: executed on the CPU that a running vCPU left",
 	  test_wbinvd_moved_running },
+	{ "WBNOINVD: all CPUs stay noted", test_wbnoinvd },
+	{ "WBNOINVD: WBINVD with another prefix is none", test_wbinvd_prefixed },
 	{ "no WBINVD exit: coherent, nothing is flushed", test_no_exit_coherent, true },
 	{ "no WBINVD exit: the CPU that is left is flushed", test_no_exit_moved, true },
 	{ "no WBINVD exit: so it is when a running vCPU leaves it",
