@@ -34,8 +34,8 @@ help:
 	@echo
 	@echo '  make demo         a guest with an assigned device, in an emulated host'
 	@echo '  make check        build, and run all tests ($(CHECK_BASES) unless BASE is given) that'
-	@echo '                    something has changed for, and the fast ones of $(QUICK_BASES);'
-	@echo '                    AGAIN=1: whether it has or not'
+	@echo '                    something has changed for; AGAIN=1: whether it has or not'
+	$(if $(QUICK_BASES),@echo '                    And the fast ones of $(QUICK_BASES)')
 	@echo '  make quick        the fast ones of them, for BASE alone'
 	@echo '  make check-debug  the tests under a kernel with KASAN, lockdep and kmemleak'
 	@echo '  make check-races  those with several threads under a kernel with KCSAN, for data races'
