@@ -680,7 +680,14 @@ static void step_leave(const struct step *step)
 		expected = -EINVAL;
 	else if (has_children(step->a))
 		expected = -EBUSY;
-	ret = CALL_VFIO(group_leave(fd_of(file, false)));
+	/*
+	 * VT-d's driver allocates when a group returns to the host's own domain, with
+	 * iommu=pt as well before Linux 6.2, and the IOMMU core warns of whatever fails.
+	 */
+	if (old_vfio && devices[0].id == NONE)
+		ret = call(group_leave(fd_of(file, false)));
+	else
+		ret = CALL_VFIO(group_leave(fd_of(file, false)));
 	expect("VFIO_GROUP_UNSET_CONTAINER", ret, expected);
 	if (!ret)
 		model_detach(file);
