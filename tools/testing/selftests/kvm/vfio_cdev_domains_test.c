@@ -17,20 +17,6 @@
 #define NONCOHERENT	"/sys/module/vfio/parameters/noncoherent"
 #define TESTDEV_HWPT_DATA	0x7e57
 
-struct hwpt_alloc {
-	uint32_t size;
-	uint32_t flags;		/* 1: to be a parent */
-	uint32_t dev_id;
-	uint32_t pt_id;
-	uint32_t out_hwpt_id;
-	uint32_t reserved;
-	uint32_t data_type;
-	uint32_t data_len;
-	uint64_t data_uptr;
-	uint32_t fault_id;
-	uint32_t reserved2;
-};
-
 struct vfio_ioas {
 	uint32_t size;
 	uint32_t ioas_id;
@@ -40,9 +26,6 @@ struct vfio_ioas {
 
 #ifndef IOMMU_VFIO_IOAS
 #define IOMMU_VFIO_IOAS	_IO(IOMMUFD_TYPE, 0x88)
-#endif
-#ifndef IOMMU_HWPT_ALLOC
-#define IOMMU_HWPT_ALLOC	_IO(IOMMUFD_TYPE, 0x89)
 #endif
 
 static const char *no_testdev(void)
@@ -172,12 +155,12 @@ FIXTURE_TEARDOWN(domains)
 #define EXPECT_STATE(file, state)						\
 	EXPECT_EQ(state, get_file_state(self->vm.dev, self->fd[file]))
 
-static int hwpt_alloc(int iommufd, uint32_t dev, uint32_t pt, bool parent, bool nested,
+static int hwpt_alloc(int iommufd, uint32_t dev, uint32_t pt, uint32_t flags, bool nested,
 		      uint32_t *id)
 {
 	uint32_t data = 0;
 	struct hwpt_alloc arg = {
-		.size = sizeof(arg), .flags = parent, .dev_id = dev, .pt_id = pt,
+		.size = sizeof(arg), .flags = flags, .dev_id = dev, .pt_id = pt,
 	};
 	int ret;
 
@@ -226,8 +209,8 @@ TEST_F(domains, replaced)
 
 	ADD_DEVICE("1 coherent");
 	ADD_DEVICE("1 noncoherent");
-	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[0], self->ioas, false, false, &good));
-	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[1], self->ioas, false, false, &bad));
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[0], self->ioas, 0, false, &good));
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[1], self->ioas, 0, false, &bad));
 	EXPECT_EQ(0, cdev_attach(self->fd[0], good));
 	EXPECT_STATE(0, E);
 	EXPECT_EQ(0, cdev_attach(self->fd[0], bad));
@@ -252,7 +235,7 @@ TEST_F(domains, enforced_for_others)
 
 	id = ADD_DEVICE("1 coherent");
 	ADD_DEVICE("1 noncoherent");
-	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[0], self->ioas, false, false, &good));
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[0], self->ioas, 0, false, &good));
 	EXPECT_EQ(0, cdev_attach(self->fd[0], good));
 	EXPECT_STATE(0, E);
 	EXPECT_EQ(-EINVAL, cdev_attach(self->fd[1], good));
@@ -340,9 +323,9 @@ TEST_F(domains, nested)
 	ADD_DEVICE("1 coherent");
 	ADD_DEVICE("1 noncoherent");
 	for (i = 0; i < 2; i++) {
-		ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[i], self->ioas, true, false,
+		ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[i], self->ioas, FOR_NESTED, false,
 					&parent[i]));
-		ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[0], parent[i], false, true,
+		ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[0], parent[i], 0, true,
 					&nested[i]));
 	}
 	EXPECT_EQ(0, cdev_attach(self->fd[0], nested[0]));
@@ -350,6 +333,127 @@ TEST_F(domains, nested)
 	EXPECT_EQ(0, cdev_attach(self->fd[0], nested[1]));
 	EXPECT_STATE(0, X);
 	EXPECT_EQ(0, cdev_attach(self->fd[0], nested[0]));
+	EXPECT_STATE(0, E);
+}
+
+/*
+ * A coherent device, and page tables that enforce coherency and that do not, which it can
+ * be attached to by PASIDs, too. Its number; or -1 before Linux 7.3, which has none
+ */
+#define PASID_DEVICE(good, bad) ({						\
+	int pasid_id = ADD_DEVICE("1 coherent");				\
+										\
+	ADD_DEVICE("1 noncoherent");						\
+	if (access(LAX, F_OK)) {						\
+		EXPECT_EQ(-EINVAL, cdev_attach_pasid(self->fd[0], 1, self->ioas)); \
+		EXPECT_STATE(0, N);						\
+		pasid_id = -1;							\
+	} else {								\
+		ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[0], self->ioas, \
+					FOR_PASID, false, good));		\
+		ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[1], self->ioas, \
+					FOR_PASID, false, bad));		\
+	}									\
+	pasid_id;								\
+})
+
+/* What does DMA by a PASID is attached, and each of its page tables counts. */
+TEST_F(domains, pasids)
+{
+	uint32_t good, bad;
+
+	if (PASID_DEVICE(&good, &bad) < 0)
+		return;
+	EXPECT_EQ(0, cdev_attach_pasid(self->fd[0], 1, good));
+	EXPECT_STATE(0, E);
+	EXPECT_EQ(0, cdev_attach_pasid(self->fd[0], 2, bad));
+	EXPECT_STATE(0, X);
+	EXPECT_EQ(1, debugfs_stat(&self->vm, "noncoherent_dma"));
+	EXPECT_EQ(0, cdev_attach(self->fd[0], good));
+	EXPECT_STATE(0, X);
+	EXPECT_EQ(0, cdev_detach_pasid(self->fd[0], 2));
+	EXPECT_STATE(0, E);
+	EXPECT_EQ(0, debugfs_stat(&self->vm, "noncoherent_dma"));
+
+	/* What it does without a PASID counts as well. */
+	EXPECT_EQ(0, cdev_attach(self->fd[0], bad));
+	EXPECT_STATE(0, X);
+	EXPECT_EQ(0, cdev_detach(self->fd[0]));
+	EXPECT_STATE(0, E);
+	EXPECT_EQ(0, cdev_detach_pasid(self->fd[0], 1));
+	EXPECT_STATE(0, N);
+	EXPECT_EQ(4, debugfs_stat(&self->vm, "noncoherent_dma_changes"));
+}
+
+TEST_F(domains, pasid_replaced)
+{
+	uint32_t good, bad;
+
+	if (PASID_DEVICE(&good, &bad) < 0)
+		return;
+	EXPECT_EQ(0, cdev_attach_pasid(self->fd[0], 1, good));
+	EXPECT_EQ(0, cdev_attach_pasid(self->fd[0], 1, bad));
+	EXPECT_STATE(0, X);
+	EXPECT_EQ(0, cdev_attach_pasid(self->fd[0], 1, good));
+	EXPECT_STATE(0, E);
+	EXPECT_EQ(2, debugfs_stat(&self->vm, "noncoherent_dma_changes"));
+
+	/* A device that is not coherent does not get what enforces coherency by a PASID, too. */
+	EXPECT_EQ(-EINVAL, cdev_attach_pasid(self->fd[1], 1, good));
+	EXPECT_STATE(1, N);
+	EXPECT_EQ(0, cdev_attach_pasid(self->fd[1], 1, bad));
+	EXPECT_EQ(-EINVAL, cdev_attach_pasid(self->fd[1], 1, good));
+	EXPECT_STATE(1, X);
+}
+
+/* They end with the file, which is tracked no longer: a sibling tells. */
+TEST_F(domains, pasids_of_closed_file)
+{
+	uint32_t good, bad;
+	char with[32];
+	int id;
+
+	id = PASID_DEVICE(&good, &bad);
+	if (id < 0)
+		return;
+	snprintf(with, sizeof(with), "1 coherent %d", id);
+	ADD_DEVICE(with);
+	EXPECT_EQ(0, cdev_attach_pasid(self->fd[0], 1, good));
+	EXPECT_EQ(0, cdev_attach_pasid(self->fd[0], 2, bad));
+	EXPECT_STATE(2, X);
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd[0]));
+	EXPECT_EQ(1, debugfs_stat(&self->vm, "noncoherent_dma"));
+	close_fd(&self->fd[0]);
+	EXPECT_STATE(2, N);
+	EXPECT_EQ(0, debugfs_stat(&self->vm, "noncoherent_dma"));
+}
+
+TEST_F(domains, pasid_failures_change_nothing)
+{
+	uint32_t good, bad;
+	long changes;
+
+	if (PASID_DEVICE(&good, &bad) < 0)
+		return;
+	EXPECT_EQ(0, cdev_attach(self->fd[0], good));
+	changes = debugfs_stat(&self->vm, "noncoherent_dma_changes");
+	EXPECT_EQ(-ENOENT, cdev_attach_pasid(self->fd[0], 1, 0x7fffffff));
+	EXPECT_EQ(-EINVAL, cdev_attach_pasid(self->fd[0], 1, self->dev[0]));
+	EXPECT_GT(0, cdev_attach_pasid(self->fd[0], 0, bad));
+	EXPECT_GT(0, cdev_attach_pasid(self->fd[0], 100, bad));
+	EXPECT_EQ(-EFAULT, cdev_attach_in_vain(self->fd[0], 1, bad));
+	EXPECT_STATE(0, E);
+	ASSERT_EQ(0, write_file(NONCOHERENT, "refuse"));
+	EXPECT_EQ(-EPERM, cdev_attach_pasid(self->fd[0], 1, bad));
+	EXPECT_STATE(0, E);
+	EXPECT_EQ(0, cdev_attach_pasid(self->fd[0], 1, good));
+	EXPECT_EQ(-EPERM, cdev_attach_pasid(self->fd[0], 1, bad));
+	EXPECT_STATE(0, E);
+	/* None of them is attached, so this makes no difference. */
+	EXPECT_EQ(0, cdev_detach_pasid(self->fd[0], 2));
+	EXPECT_STATE(0, E);
+	EXPECT_EQ(changes, debugfs_stat(&self->vm, "noncoherent_dma_changes"));
+	EXPECT_EQ(0, cdev_detach(self->fd[0]));
 	EXPECT_STATE(0, E);
 }
 
@@ -402,7 +506,7 @@ TEST_F(domains, sibling_moves_device_of_group)
 	ASSERT_EQ(0, dev_add(self->vm.dev, device));
 	EXPECT_EQ(E, get_file_state(self->vm.dev, device));
 	ADD_DEVICE("1 noncoherent");
-	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[0], self->ioas, false, false, &bad));
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev[0], self->ioas, 0, false, &bad));
 	snprintf(with, sizeof(with), "1 coherent %d", id);
 	ADD_DEVICE(with);
 	EXPECT_EQ(0, cdev_attach(self->fd[1], self->ioas));
@@ -436,7 +540,7 @@ TEST_F(domains, failures_change_nothing)
 		EXPECT_EQ(-ENOENT, cdev_attach(self->fd[0], 0x7fffffff));
 		EXPECT_EQ(-EINVAL, cdev_attach(self->fd[0], self->dev[0]));
 		EXPECT_EQ(-ENOENT, cdev_attach(self->fd[0], foreign));
-		EXPECT_EQ(-EFAULT, cdev_attach_in_vain(self->fd[0], self->ioas));
+		EXPECT_EQ(-EFAULT, cdev_attach_in_vain(self->fd[0], 0, self->ioas));
 	}
 	EXPECT_STATE(0, N);
 	EXPECT_EQ(changes, debugfs_stat(&self->vm, "noncoherent_dma_changes"));

@@ -124,7 +124,7 @@ static int run_fault(struct world *w, const struct op *op, int *expected)
 
 	if (model_is_bound(f, expected))
 		*expected = -EFAULT;
-	return cdev_attach_in_vain(f->fd, w->ioas[op->place]);
+	return cdev_attach_in_vain(f->fd, 0, w->ioas[op->place]);
 }
 
 /* Out of the iommufd's container; an open device stays attached, though. */

@@ -87,8 +87,20 @@ static inline int cdev_attach(int fd, uint32_t ioas)
 	return call(ioctl(fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &arg));
 }
 
-/* It could not be told what it is attached to: EFAULT, and nothing happens. */
-static inline int cdev_attach_in_vain(int fd, uint32_t ioas)
+static inline int cdev_attach_pasid(int fd, uint32_t pasid, uint32_t pt)
+{
+	struct attach_pt arg = {
+		.argsz = sizeof(arg), .flags = 1, .pt_id = pt, .pasid = pasid,
+	};
+
+	return call(ioctl(fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &arg));
+}
+
+/*
+ * It could not be told what it is attached to: EFAULT, and nothing happens.  PASID 0:
+ * without one
+ */
+static inline int cdev_attach_in_vain(int fd, uint32_t pasid, uint32_t pt)
 {
 	struct attach_pt *arg;
 	int ret;
@@ -96,7 +108,9 @@ static inline int cdev_attach_in_vain(int fd, uint32_t ioas)
 	arg = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (arg == MAP_FAILED)
 		return -errno;
-	*arg = (struct attach_pt){ .argsz = sizeof(*arg), .pt_id = ioas };
+	*arg = (struct attach_pt){
+		.argsz = sizeof(*arg), .flags = !!pasid, .pt_id = pt, .pasid = pasid,
+	};
 	mprotect(arg, 4096, PROT_READ);
 	ret = call(ioctl(fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, arg));
 	munmap(arg, 4096);
@@ -106,6 +120,13 @@ static inline int cdev_attach_in_vain(int fd, uint32_t ioas)
 static inline int cdev_detach(int fd)
 {
 	struct detach_pt arg = { .argsz = sizeof(arg) };
+
+	return call(ioctl(fd, VFIO_DEVICE_DETACH_IOMMUFD_PT, &arg));
+}
+
+static inline int cdev_detach_pasid(int fd, uint32_t pasid)
+{
+	struct detach_pt arg = { .argsz = sizeof(arg), .flags = 1, .pasid = pasid };
 
 	return call(ioctl(fd, VFIO_DEVICE_DETACH_IOMMUFD_PT, &arg));
 }

@@ -22,6 +22,14 @@
 #define IOMMU_IOAS_UNMAP	_IO(IOMMUFD_TYPE, 0x86)
 #endif
 
+#ifndef IOMMU_HWPT_ALLOC
+#define IOMMU_HWPT_ALLOC	_IO(IOMMUFD_TYPE, 0x89)
+#endif
+
+/* What a page table is to be good for: a parent of others, a PASID */
+#define FOR_NESTED	1
+#define FOR_PASID	8
+
 struct bind_iommufd {
 	uint32_t argsz;
 	uint32_t flags;
@@ -31,19 +39,35 @@ struct bind_iommufd {
 
 struct attach_pt {
 	uint32_t argsz;
-	uint32_t flags;
+	uint32_t flags;		/* 1: by a PASID */
 	uint32_t pt_id;
+	uint32_t pasid;		/* from Linux 6.15 on */
 };
 
 struct detach_pt {
 	uint32_t argsz;
-	uint32_t flags;
+	uint32_t flags;		/* 1: by a PASID */
+	uint32_t pasid;		/* from Linux 6.15 on */
 };
 
 struct ioas_alloc {
 	uint32_t size;
 	uint32_t flags;
 	uint32_t out_ioas_id;
+};
+
+struct hwpt_alloc {
+	uint32_t size;
+	uint32_t flags;
+	uint32_t dev_id;
+	uint32_t pt_id;
+	uint32_t out_hwpt_id;
+	uint32_t reserved;
+	uint32_t data_type;
+	uint32_t data_len;
+	uint64_t data_uptr;
+	uint32_t fault_id;
+	uint32_t reserved2;
 };
 
 struct ioas_map {
