@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "iommufd.h"
 
@@ -65,4 +66,35 @@ int device_file_detach(int file)
 	struct detach_pt request = { .argsz = sizeof(request) };
 
 	return ioctl(file, VFIO_DEVICE_DETACH_IOMMUFD_PT, &request);
+}
+
+int device_file_attach_pasid(int file, uint32_t pasid, uint32_t pt)
+{
+	struct attach_pt request = {
+		.argsz = sizeof(request), .flags = 1, .pt_id = pt, .pasid = pasid,
+	};
+
+	return ioctl(file, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &request);
+}
+
+int device_file_detach_pasid(int file, uint32_t pasid)
+{
+	struct detach_pt request = { .argsz = sizeof(request), .flags = 1, .pasid = pasid };
+
+	return ioctl(file, VFIO_DEVICE_DETACH_IOMMUFD_PT, &request);
+}
+
+uint32_t new_pasid_table(int iommufd, int id, uint32_t ioas)
+{
+	struct bind_iommufd bind = { .argsz = sizeof(bind), .iommufd = iommufd };
+	struct hwpt_alloc request = {
+		.size = sizeof(request), .flags = FOR_PASID, .pt_id = ioas,
+	};
+	int file = device_file(id);
+
+	must(ioctl(file, VFIO_DEVICE_BIND_IOMMUFD, &bind));
+	request.dev_id = bind.out_devid;
+	must(ioctl(iommufd, IOMMU_HWPT_ALLOC, &request));
+	close(file);
+	return request.out_hwpt_id;
 }

@@ -25,5 +25,13 @@ int device_file_bind(int file, int iommufd);
 /* To a page table, or to one of an IOAS; @pt is what it is attached to then */
 int device_file_attach(int file, uint32_t *pt);
 int device_file_detach(int file);
+/* By a PASID, from Linux 7.3 on */
+int device_file_attach_pasid(int file, uint32_t pasid, uint32_t pt);
+int device_file_detach_pasid(int file, uint32_t pasid);
+/*
+ * A page table of the IOAS, made for a device of vfio_testdev.ko, that PASIDs can be attached
+ * to.  It fails.
+ */
+uint32_t new_pasid_table(int iommufd, int id, uint32_t ioas);
 
 #endif

@@ -25,7 +25,9 @@
 #define CONTAINERS	3
 #define GROUPS		16
 #define IOASES		3	/* of one iommufd */
-#define TABLES		16	/* of all of these */
+#define TABLES		18	/* of all of these */
+#define PASID_TABLES	2	/* the first ones: one that enforces coherency, one that does not */
+#define PASIDS		3	/* of a device: 1 to this */
 #define DEVICES		24
 #define HOLDERS		2	/* forked processes, with a copy of every descriptor */
 #define FLIGHT		4	/* descriptors on their way through a socket */
@@ -51,8 +53,10 @@
 	step(OPEN_DEVICE, 32)	/* a: the group's file, b: file, c: device */ \
 	step(CDEV, 28)		/* a: device, b: file */		\
 	step(CDEV_BIND, 28)	/* a: file */				\
-	step(CDEV_ATTACH, 36)	/* a: file, b: IOAS, c: 1 by its first page table's ID */ \
+	step(CDEV_ATTACH, 36)	/* a: file, b: IOAS, c: how */		\
 	step(CDEV_DETACH, 16)	/* a: file */				\
+	step(PASID_ATTACH, 24)	/* a: file, b: PASID, c: page table */	\
+	step(PASID_DETACH, 12)	/* a: file, b: PASID */			\
 	step(CLOSE, 20)		/* a: file, c: 1 its copy */		\
 	step(DUP, 12)		/* a: file */				\
 	step(SEND, 8)		/* a: file */				\
@@ -97,8 +101,8 @@ extern int nr_devices;
 extern struct group {
 	int number;
 	bool emulated;
-	/* The model: what iommufd has attached it to, or NONE */
-	int table;
+	/* The model: what iommufd has attached it to, or NONE, and by PASIDs */
+	int table, pasid[PASIDS];
 } groups[GROUPS];
 extern int nr_groups;
 
@@ -106,6 +110,8 @@ extern int nr_groups;
 extern bool old_vfio;
 /* Devices have files of their own, and there is an iommufd to bind them to. */
 extern bool has_iommufd;
+/* From Linux 7.3 on the fixture's devices have PASIDs. */
+extern bool has_pasids;
 /* Stock modules have nothing to read back. */
 extern bool stock;
 /* Only these are compared in this walk. */
@@ -165,14 +171,15 @@ extern struct file {
 	bool enforced;		/* by its domain */
 	/* Of a device's own file: */
 	bool cdev, bound, attached;
+	unsigned int pasids;	/* that are attached, a bit each */
 	int cdev_number;
 } files[FILES];
 
 /* iommufd's page tables, in the order in which they were made */
 extern struct table {
-	int ioas;
+	int ioas;		/* NONE: only for who asks for it */
 	uint32_t id;
-	bool enforced;
+	bool enforced, for_pasids;
 } tables[TABLES];
 extern int nr_tables;
 
@@ -214,6 +221,11 @@ void model_cdev(int f, int device, int fd, int number);
 int table_for(const struct file *file, int ioas, int table);
 void model_attach_cdev(struct file *file, int ioas, int table, uint32_t id);
 void model_detach_cdev(struct file *file);
+/* PASID is 0 to PASIDS - 1 here, for 1 to PASIDS. What an attachment to TABLE returns */
+int pasid_fits(const struct file *file, int pasid, int table);
+void model_attach_pasid(struct file *file, int pasid, int table);
+void model_detach_pasid(struct file *file, int pasid);
+void model_pasid_tables(uint32_t good, uint32_t bad);
 void model_open(int f, int group, int device, int parent, int fd);
 void model_join(int f, int container);
 void model_detach(struct file *file);

@@ -13,6 +13,10 @@
  *    attached gets the first one of the IOAS that its group fits, or a new one that enforces
  *    coherency if the device can; a group of which a device cannot does not fit that one.
  *    A page table is there while a group is attached to it.
+ *  - By PASIDs a group is attached to page tables as well that were made for them, each
+ *    PASID to one for all devices of the group; then it does without a PASID what it does
+ *    by such a page table, or not at all. A group's DMA is coherent if all of its page
+ *    tables enforce that.
  *  - A group's domain enforces coherency if all of its devices were coherent when it was
  *    attached.
  *  - A VM is non-coherent while it tracks a file that is attached to a domain that does not
@@ -56,7 +60,7 @@ static struct vm no_vm(void)
 
 void model_begin(void)
 {
-	int i;
+	int i, j;
 
 	for (i = 0; i < VMS; i++)
 		vms[i] = no_vm();
@@ -70,8 +74,11 @@ void model_begin(void)
 		devices[i].coherent = devices[i].coherent_at_first;
 		devices[i].bound = true;
 	}
-	for (i = 0; i < nr_groups; i++)
+	for (i = 0; i < nr_groups; i++) {
 		groups[i].table = NONE;
+		for (j = 0; j < PASIDS; j++)
+			groups[i].pasid[j] = NONE;
+	}
 	nr_tables = 0;
 	nr_flight = 0;
 	flushes_here = 0;
@@ -95,15 +102,37 @@ bool is_attached(const struct file *file)
 	return file->container != NONE && containers[file->container].iommu;
 }
 
+static bool has_pasid_attached(const struct group *group)
+{
+	int i;
+
+	for (i = 0; i < PASIDS; i++)
+		if (group->pasid[i] != NONE)
+			return true;
+	return false;
+}
+
+static bool all_enforce(const struct group *group)
+{
+	bool enforced = group->table == NONE || tables[group->table].enforced;
+	int i;
+
+	for (i = 0; i < PASIDS; i++)
+		if (group->pasid[i] != NONE)
+			enforced &= tables[group->pasid[i]].enforced;
+	return enforced;
+}
+
 /* Emulated devices have no page table: what they access is the CPU's own memory. */
 static int coherency_of_cdev(const struct file *file)
 {
-	int table = groups[file->group].table;
+	const struct group *group = &groups[file->group];
+	bool attached = group->table != NONE || has_pasid_attached(group);
 
-	if (groups[file->group].emulated ? !file->attached : !file->bound || table == NONE)
+	if (group->emulated ? !file->attached : !file->bound || !attached)
 		return KVM_VFIO_FILE_NOT_ATTACHED;
-	return table != NONE && tables[table].enforced ? KVM_VFIO_FILE_ENFORCED :
-							 KVM_VFIO_FILE_NOT_ENFORCED;
+	return !group->emulated && all_enforce(group) ? KVM_VFIO_FILE_ENFORCED :
+							KVM_VFIO_FILE_NOT_ENFORCED;
 }
 
 int coherency_of(const struct file *file)
@@ -196,6 +225,8 @@ static bool table_fits(int table, const struct file *file)
 	/* Who is attached can be given another one, and takes its group with it. */
 	if (group->table != NONE && !file->attached)
 		return false;
+	if (!tables[table].for_pasids && has_pasid_attached(group))
+		return false;
 	return !tables[table].enforced || all_coherent(file->group);
 }
 
@@ -209,7 +240,7 @@ int table_for(const struct file *file, int ioas, int table)
 	for (i = 0; i < nr_tables; i++)
 		if (tables[i].ioas == ioas && table_fits(i, file))
 			return i;
-	if (group->table != NONE && !file->attached)
+	if ((group->table != NONE && !file->attached) || has_pasid_attached(group))
 		return -EINVAL;
 	return devices[file->device].coherent && !all_coherent(file->group) ? -EINVAL : NONE;
 }
@@ -219,6 +250,8 @@ static void forget_unused_tables(void)
 	int i, j;
 
 	for (i = nr_tables - 1; i >= 0; i--) {
+		if (tables[i].for_pasids)
+			break;
 		for (j = 0; j < nr_groups && groups[j].table != i; j++)
 			;
 		if (j < nr_groups)
@@ -236,7 +269,7 @@ void model_attach_cdev(struct file *file, int ioas, int table, uint32_t id)
 		return;
 	if (table == NONE) {
 		table = nr_tables++;
-		tables[table] = (struct table){ ioas, id, devices[file->device].coherent };
+		tables[table] = (struct table){ ioas, id, devices[file->device].coherent, false };
 	}
 	groups[file->group].table = table;
 	forget_unused_tables();
@@ -252,6 +285,48 @@ void model_detach_cdev(struct file *file)
 			return;
 	groups[file->group].table = NONE;
 	forget_unused_tables();
+}
+
+/* ---- PASIDs -------------------------------------------------------------- */
+
+void model_pasid_tables(uint32_t good, uint32_t bad)
+{
+	tables[0] = (struct table){ NONE, good, true, true };
+	tables[1] = (struct table){ NONE, bad, false, true };
+	nr_tables = PASID_TABLES;
+}
+
+int pasid_fits(const struct file *file, int pasid, int table)
+{
+	const struct group *group = &groups[file->group];
+	int old = group->pasid[pasid];
+
+	if (table == old)
+		return 0;
+	/* Who is attached moves its group. */
+	if (old != NONE && !(file->pasids & 1u << pasid))
+		return -EINVAL;
+	if (group->table != NONE && !tables[group->table].for_pasids)
+		return -EINVAL;
+	return tables[table].enforced && !all_coherent(file->group) ? -EINVAL : 0;
+}
+
+void model_attach_pasid(struct file *file, int pasid, int table)
+{
+	file->pasids |= 1u << pasid;
+	groups[file->group].pasid[pasid] = table;
+}
+
+void model_detach_pasid(struct file *file, int pasid)
+{
+	int i;
+
+	file->pasids &= ~(1u << pasid);
+	for (i = 0; i < FILES; i++)
+		if (files[i].used && files[i].group == file->group &&
+		    files[i].pasids & 1u << pasid)
+			return;
+	groups[file->group].pasid[pasid] = NONE;
 }
 
 /* ---- containers ---------------------------------------------------------- */
@@ -389,6 +464,7 @@ static void settle_vm(int v)
 static void settle_file(int f)
 {
 	struct file *file = &files[f];
+	int i;
 
 	if (!file->used || file->fd >= 0 || file->copy >= 0 || file->flights || file->held ||
 	    file->owners || has_children(f))
@@ -396,6 +472,9 @@ static void settle_file(int f)
 	model_detach(file);
 	if (file->attached)
 		model_detach_cdev(file);
+	for (i = 0; i < PASIDS; i++)
+		if (file->pasids & 1u << i)
+			model_detach_pasid(file, i);
 	file->used = false;
 }
 

@@ -87,6 +87,16 @@ static bool is_attached_cdev(int f)
 	return is_cdev(f, true, true);
 }
 
+static bool is_any_bound_cdev(int f)
+{
+	return is_open_file(f) && files[f].cdev && files[f].bound;
+}
+
+static bool has_pasid(int f)
+{
+	return is_open_file(f) && files[f].pasids;
+}
+
 static bool is_free(int f)
 {
 	return !files[f].used;
@@ -227,6 +237,12 @@ static void fit(struct step *step)
 		break;
 	case STEP_CDEV_DETACH:
 		step->a = some(FILES, is_attached_cdev);
+		break;
+	case STEP_PASID_ATTACH:
+		step->a = some(FILES, is_any_bound_cdev);
+		break;
+	case STEP_PASID_DETACH:
+		step->a = some(FILES, has_pasid);
 		break;
 	case STEP_CLOSE:
 	case STEP_DUP:

@@ -24,10 +24,12 @@
 #define RACE_VMS	3
 #define RACE_DEVICES	4	/* files of devices */
 #define RACE_CONTAINERS	2
+#define RACE_CDEVS	4	/* devices' own files */
 
 /* In the process that races, and what it says to the one that waits */
 static struct race {
 	volatile long done;
+	atomic_long attached;		/* devices' own files */
 	volatile bool failed;
 	char why[400];
 } *race;
@@ -35,7 +37,9 @@ static struct race {
 static struct {
 	struct vm vm[RACE_VMS];
 	atomic_int device[RACE_VMS], group[GROUPS], opened[RACE_DEVICES];
-	atomic_int container[RACE_CONTAINERS];
+	atomic_int container[RACE_CONTAINERS], cdev[RACE_CDEVS];
+	int iommufd;
+	uint32_t table[IOASES];		/* IOASes, and what PASIDs can be attached to */
 	pthread_mutex_t turn[RACE_VMS][VCPUS];
 } shared;
 
@@ -96,12 +100,22 @@ static void race_device(uint64_t *state)
 		put_fd(&shared.device[v], fd);
 }
 
+static int any_file(uint64_t *state)
+{
+	switch (any(state, has_iommufd ? 5 : 3)) {
+	case 0:
+		return shared.opened[any(state, RACE_DEVICES)];
+	case 1 ... 2:
+		return shared.group[any(state, nr_groups)];
+	default:
+		return shared.cdev[any(state, RACE_CDEVS)];
+	}
+}
+
 static void race_track(uint64_t *state)
 {
-	int device = shared.device[any(state, RACE_VMS)], fd;
+	int device = shared.device[any(state, RACE_VMS)], fd = any_file(state);
 
-	fd = any(state, 3) ? shared.group[any(state, nr_groups)] :
-			     shared.opened[any(state, RACE_DEVICES)];
 	if (any(state, 3))
 		ALLOW("ADD", call(kvm_vfio_add(device, fd)), -EEXIST);
 	else
@@ -115,6 +129,9 @@ static void race_open(uint64_t *state)
 	if (shared.group[g] >= 0 && any(state, 4))
 		return;
 	put_fd(&shared.group[g], -1);
+	/* Its devices' own files can only be bound while nobody has it. */
+	if (has_iommufd && any(state, 4))
+		return;
 	fd = open_group_number(groups[g].number);
 	ALLOW("opening a group", fd, -EBUSY, -ENOENT, -ENODEV, -ENXIO);
 	if (fd >= 0)
@@ -156,6 +173,69 @@ static void race_opened(uint64_t *state)
 	put_fd(&shared.opened[place], fd < 0 ? -1 : fd);
 }
 
+static int open_cdev(int device)
+{
+	int number = cdev_number(device);
+	char path[60];
+
+	if (number < 0)
+		return number;
+	snprintf(path, sizeof(path), "/dev/vfio/devices/vfio%d", number);
+	return call(open(path, O_RDWR | O_CLOEXEC));
+}
+
+static void attach_cdev(int fd, uint64_t *state)
+{
+	uint32_t table = shared.table[any(state, IOASES)];
+	int pasid = any(state, PASIDS) + 1, ret = -1;
+
+	switch (any(state, has_pasids ? 8 : 4)) {
+	case 0:
+		ALLOW("VFIO_DEVICE_DETACH_IOMMUFD_PT", call(device_file_detach(fd)), -ENODEV);
+		break;
+	case 1 ... 3:
+		ret = call(device_file_attach(fd, &table));
+		/* An emulated device wants an IOAS. */
+		ALLOW("VFIO_DEVICE_ATTACH_IOMMUFD_PT", ret, -EBUSY, -ENODEV, -ENOENT);
+		break;
+	case 4:
+		ALLOW("VFIO_DEVICE_DETACH_IOMMUFD_PT by a PASID",
+		      call(device_file_detach_pasid(fd, pasid)), -EOPNOTSUPP, -ENODEV);
+		break;
+	default:
+		ret = call(device_file_attach_pasid(fd, pasid, table));
+		ALLOW("VFIO_DEVICE_ATTACH_IOMMUFD_PT by a PASID", ret, -EOPNOTSUPP, -EBUSY,
+		      -ENODEV);
+	}
+	race->attached += !ret;
+}
+
+/* Most of the time none is open, so that groups can be. */
+static void race_cdev(uint64_t *state)
+{
+	int place = any(state, RACE_CDEVS), fd = -1, ret;
+
+	if (!has_iommufd)
+		return;
+	if (any(state, 2)) {
+		fd = open_cdev(any(state, nr_devices));
+		ALLOW("opening a device's own file", fd, -ENOENT, -ENODEV, -ENXIO);
+	}
+	if (fd >= 0 && any(state, 4)) {
+		ret = call(device_file_bind(fd, shared.iommufd));
+		ALLOW("VFIO_DEVICE_BIND_IOMMUFD", ret, -EBUSY, -ENODEV);
+		if (!ret)
+			attach_cdev(fd, state);
+	}
+	put_fd(&shared.cdev[place], fd < 0 ? -1 : fd);
+}
+
+static void race_attach(uint64_t *state)
+{
+	if (has_iommufd)
+		attach_cdev(shared.cdev[any(state, RACE_CDEVS)], state);
+}
+
 static void race_run(uint64_t *state)
 {
 	struct vm *vm = &shared.vm[any(state, RACE_VMS)];
@@ -173,7 +253,7 @@ static void race_run(uint64_t *state)
 
 static void race_read(uint64_t *state)
 {
-	struct kvm_vfio_file_state file = { .fd = shared.group[any(state, nr_groups)] };
+	struct kvm_vfio_file_state file = { .fd = any_file(state) };
 	int v = any(state, RACE_VMS), device = shared.device[v];
 	struct kvm_vfio_vm_state is = {};
 	char path[60], text[2000];
@@ -204,8 +284,7 @@ static void race_life(uint64_t *state)
 	close(kvm);
 	device = kvm_vfio_create(vm);
 	for (i = 0; i < 3; i++)
-		ALLOW("ADD", call(kvm_vfio_add(device, shared.group[any(state, nr_groups)])),
-		      -EEXIST);
+		ALLOW("ADD", call(kvm_vfio_add(device, any_file(state))), -EEXIST);
 	close(vm_first ? vm : device);
 	close(vm_first ? device : vm);
 }
@@ -226,7 +305,7 @@ static void *race_thread(void *arg)
 	static void (*const what[])(uint64_t *state) = {
 		race_track, race_track, race_track, race_container, race_container,
 		race_container, race_open, race_opened, race_run, race_run, race_read,
-		race_device, race_life,
+		race_device, race_life, race_cdev, race_cdev, race_attach, race_attach,
 	};
 	long number = (long)arg;
 	uint64_t state = options.seed * 1000003ULL + number;
@@ -271,6 +350,22 @@ static void close_all(void)
 		put_fd(&shared.group[i], -1);
 	for (i = 0; i < RACE_CONTAINERS; i++)
 		put_fd(&shared.container[i], -1);
+	for (i = 0; i < RACE_CDEVS; i++)
+		put_fd(&shared.cdev[i], -1);
+}
+
+/* The first devices of the fixture: see begin_iommufd(). */
+static void race_iommufd(void)
+{
+	int i;
+
+	shared.iommufd = open_iommufd();
+	for (i = 0; i < IOASES; i++)
+		shared.table[i] = new_ioas(shared.iommufd);
+	if (!has_pasids)
+		return;
+	for (i = 0; i < PASID_TABLES; i++)
+		shared.table[i + 1] = new_pasid_table(shared.iommufd, i, shared.table[0]);
 }
 
 /* The VMs are still there: each is as new, and has become coherent as often as not. */
@@ -308,6 +403,10 @@ static void __attribute__((noreturn)) be_race(void)
 		shared.opened[i] = -1;
 	for (i = 0; i < RACE_CONTAINERS; i++)
 		shared.container[i] = open_container();
+	for (i = 0; i < RACE_CDEVS; i++)
+		shared.cdev[i] = -1;
+	if (has_iommufd)
+		race_iommufd();
 	race_vms();
 	pin(0, -1);
 	for (i = 0; i <= THREADS; i++)
@@ -366,5 +465,8 @@ void test_races(void)
 	left = references_left();
 	if (left)
 		fail("%s", left);
-	printf("# %ld calls by %d threads\n", race->done, THREADS + 1);
+	if (has_iommufd && race->done > 500 && !race->attached)
+		fail("nothing was ever attached by iommufd");
+	printf("# %ld calls by %d threads, %ld of them attached by iommufd\n", race->done,
+	       THREADS + 1, race->attached);
 }

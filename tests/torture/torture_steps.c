@@ -542,9 +542,17 @@ static int attach(int fd, uint32_t from, uint32_t *to)
 	return device_file_attach(fd, to);
 }
 
+/* By the ID of the IOAS, or of its first page table, or of one that is for PASIDs as well */
+static int table_wanted(int ioas, int how)
+{
+	if (how & 2 && has_pasids)
+		return how & 1;
+	return how & 1 ? first_table(ioas) : NONE;
+}
+
 static void step_cdev_attach(const struct step *step)
 {
-	int ioas = step->b % IOASES, table = step->c & 1 ? first_table(ioas) : NONE, ret;
+	int ioas = step->b % IOASES, table = table_wanted(ioas, step->c), ret;
 	struct file *file = &files[step->a];
 	int expected = 0, gets = NONE;
 	uint32_t id, from;
@@ -584,6 +592,46 @@ static void step_cdev_detach(const struct step *step)
 		model_detach_cdev(file);
 }
 
+/* A file with PASIDs: of an emulated device, whose driver has none, as well */
+static struct file *pasid_file(const struct step *step, int *expected)
+{
+	struct file *file = &files[step->a];
+
+	if (!has_pasids || !file->used || !file->cdev || file->fd < 0)
+		return NULL;
+	*expected = !file->bound ? -EINVAL : groups[file->group].emulated ? -EOPNOTSUPP : 0;
+	return file;
+}
+
+static void step_pasid_attach(const struct step *step)
+{
+	int pasid = step->b % PASIDS, table = step->c % PASID_TABLES, expected, ret;
+	struct file *file = pasid_file(step, &expected);
+
+	/* Where its ID cannot be copied out, VFIO detaches something else. */
+	if (!file || faults)
+		return;
+	if (!expected)
+		expected = pasid_fits(file, pasid, table);
+	ret = call(device_file_attach_pasid(file->fd, pasid + 1, tables[table].id));
+	expect("VFIO_DEVICE_ATTACH_IOMMUFD_PT by a PASID", ret, expected);
+	if (!ret)
+		model_attach_pasid(file, pasid, table);
+}
+
+static void step_pasid_detach(const struct step *step)
+{
+	int pasid = step->b % PASIDS, expected, ret;
+	struct file *file = pasid_file(step, &expected);
+
+	if (!file)
+		return;
+	ret = CALL_VFIO_COPY(device_file_detach_pasid(file->fd, pasid + 1));
+	expect("VFIO_DEVICE_DETACH_IOMMUFD_PT by a PASID", ret, expected);
+	if (!ret && file->pasids & 1u << pasid)
+		model_detach_pasid(file, pasid);
+}
+
 static void begin_iommufd(void)
 {
 	int i;
@@ -591,6 +639,10 @@ static void begin_iommufd(void)
 	iommufd = open_iommufd();
 	for (i = 0; i < IOASES; i++)
 		ioases[i] = new_ioas(iommufd);
+	/* The first device of the fixture is coherent, the second one is not. */
+	if (has_pasids)
+		model_pasid_tables(new_pasid_table(iommufd, 0, ioases[0]),
+				   new_pasid_table(iommufd, 1, ioases[0]));
 }
 
 /* ---- descriptors --------------------------------------------------------- */
@@ -841,7 +893,8 @@ void do_step(const struct step *step)
 		[STEP_BAD] = step_bad, [STEP_OPEN] = step_open,
 		[STEP_OPEN_DEVICE] = step_open_device, [STEP_CDEV] = step_cdev,
 		[STEP_CDEV_BIND] = step_cdev_bind, [STEP_CDEV_ATTACH] = step_cdev_attach,
-		[STEP_CDEV_DETACH] = step_cdev_detach, [STEP_CLOSE] = step_close,
+		[STEP_CDEV_DETACH] = step_cdev_detach, [STEP_PASID_ATTACH] = step_pasid_attach,
+		[STEP_PASID_DETACH] = step_pasid_detach, [STEP_CLOSE] = step_close,
 		[STEP_DUP] = step_dup, [STEP_SEND] = step_send, [STEP_RECEIVE] = step_receive,
 		[STEP_JOIN] = step_join, [STEP_LEAVE] = step_leave, [STEP_IOMMU] = step_iommu,
 		[STEP_CONTAINER] = step_container, [STEP_BIND] = step_bind,

@@ -136,7 +136,7 @@ int cdev_number(int device)
 	return number;
 }
 
-bool has_iommufd;
+bool has_iommufd, has_pasids;
 
 void find_devices(void)
 {
@@ -144,6 +144,8 @@ void find_devices(void)
 	if (!nr_devices)
 		make_testdevs();
 	has_iommufd = !access("/dev/iommu", F_OK) && !access("/dev/vfio/devices", F_OK);
+	/* It came with them. */
+	has_pasids = has_iommufd && !access(LAX, F_OK);
 	/* The fixture's IOMMU does not remap interrupts. */
 	if (has_iommufd)
 		must_put("/sys/module/iommufd/parameters/allow_unsafe_interrupts", "1");
