@@ -16,6 +16,7 @@
 #define LAX		"/sys/module/vfio_testdev/parameters/lax"
 #define NONCOHERENT	"/sys/module/vfio/parameters/noncoherent"
 #define TESTDEV_HWPT_DATA	0x7e57
+#define TESTDEV_PASIDS		4
 
 struct vfio_ioas {
 	uint32_t size;
@@ -436,15 +437,22 @@ TEST_F(domains, pasid_failures_change_nothing)
 	if (PASID_DEVICE(&good, &bad) < 0)
 		return;
 	EXPECT_EQ(0, cdev_attach(self->fd[0], good));
+	/* Tracked, it would hide what becomes of the VM by the other one. */
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd[1]));
+	EXPECT_EQ(0, cdev_attach(self->fd[1], self->ioas));
 	changes = debugfs_stat(&self->vm, "noncoherent_dma_changes");
 	EXPECT_EQ(-ENOENT, cdev_attach_pasid(self->fd[0], 1, 0x7fffffff));
 	EXPECT_EQ(-EINVAL, cdev_attach_pasid(self->fd[0], 1, self->dev[0]));
-	EXPECT_GT(0, cdev_attach_pasid(self->fd[0], 0, bad));
-	EXPECT_GT(0, cdev_attach_pasid(self->fd[0], 100, bad));
+	EXPECT_EQ(-EBUSY, cdev_attach_pasid(self->fd[0], 0, bad));
+	EXPECT_EQ(-EINVAL, cdev_attach_pasid(self->fd[0], TESTDEV_PASIDS, bad));
+	EXPECT_EQ(-EINVAL, cdev_attach_pasid(self->fd[0], 100, bad));
+	/* What an IOAS gets by itself is not for PASIDs, whatever is permitted. */
+	EXPECT_EQ(-EINVAL, cdev_attach_pasid(self->fd[0], 1, self->ioas));
 	EXPECT_EQ(-EFAULT, cdev_attach_in_vain(self->fd[0], 1, bad));
 	EXPECT_STATE(0, E);
 	ASSERT_EQ(0, write_file(NONCOHERENT, "refuse"));
 	EXPECT_EQ(-EPERM, cdev_attach_pasid(self->fd[0], 1, bad));
+	EXPECT_EQ(-EINVAL, cdev_attach_pasid(self->fd[0], 1, self->ioas));
 	EXPECT_STATE(0, E);
 	EXPECT_EQ(0, cdev_attach_pasid(self->fd[0], 1, good));
 	EXPECT_EQ(-EPERM, cdev_attach_pasid(self->fd[0], 1, bad));
