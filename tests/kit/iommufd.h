@@ -25,7 +25,7 @@ int device_file_bind(int file, int iommufd);
 /* To a page table, or to one of an IOAS; @pt is what it is attached to then */
 int device_file_attach(int file, uint32_t *pt);
 int device_file_detach(int file);
-/* By a PASID, from Linux 7.3 on */
+/* By a PASID; of our bases only Linux 7.3 has them */
 int device_file_attach_pasid(int file, uint32_t pasid, uint32_t pt);
 int device_file_detach_pasid(int file, uint32_t pasid);
 /*

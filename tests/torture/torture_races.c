@@ -29,7 +29,7 @@
 /* In the process that races, and what it says to the one that waits */
 static struct race {
 	volatile long done;
-	atomic_long attached;		/* devices' own files */
+	atomic_long attached, by_pasid;	/* devices' own files */
 	volatile bool failed;
 	char why[400];
 } *race;
@@ -206,6 +206,7 @@ static void attach_cdev(int fd, uint64_t *state)
 		ret = call(device_file_attach_pasid(fd, pasid, table));
 		ALLOW("VFIO_DEVICE_ATTACH_IOMMUFD_PT by a PASID", ret, -EOPNOTSUPP, -EBUSY,
 		      -ENODEV);
+		race->by_pasid += !ret;
 	}
 	race->attached += !ret;
 }
@@ -467,6 +468,8 @@ void test_races(void)
 		fail("%s", left);
 	if (has_iommufd && race->done > 500 && !race->attached)
 		fail("nothing was ever attached by iommufd");
-	printf("# %ld calls by %d threads, %ld of them attached by iommufd\n", race->done,
-	       THREADS + 1, race->attached);
+	if (has_pasids && race->done > 2000 && !race->by_pasid)
+		fail("nothing was ever attached by a PASID");
+	printf("# %ld calls by %d threads, %ld of them attached by iommufd, %ld by a PASID\n",
+	       race->done, THREADS + 1, race->attached, race->by_pasid);
 }
