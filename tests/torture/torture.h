@@ -122,6 +122,8 @@ extern bool without_step[STEP_KINDS];
 void find_devices(void);
 /* Of its own file, or -ENOENT */
 int cdev_number(int device);
+/* A system call: -1 and errno if it fails */
+int open_cdev(int number);
 bool has_noncoherent_devices(void);
 /* As they were found: all bound, and as coherent as they were at first. */
 void restore_devices(void);

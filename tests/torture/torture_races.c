@@ -173,17 +173,6 @@ static void race_opened(uint64_t *state)
 	put_fd(&shared.opened[place], fd < 0 ? -1 : fd);
 }
 
-static int open_cdev(int device)
-{
-	int number = cdev_number(device);
-	char path[60];
-
-	if (number < 0)
-		return number;
-	snprintf(path, sizeof(path), "/dev/vfio/devices/vfio%d", number);
-	return call(open(path, O_RDWR | O_CLOEXEC));
-}
-
 static void attach_cdev(int fd, uint64_t *state)
 {
 	uint32_t table = shared.table[any(state, IOASES)];
@@ -219,7 +208,8 @@ static void race_cdev(uint64_t *state)
 	if (!has_iommufd)
 		return;
 	if (any(state, 2)) {
-		fd = open_cdev(any(state, nr_devices));
+		ret = cdev_number(any(state, nr_devices));
+		fd = ret < 0 ? ret : call(open_cdev(ret));
 		ALLOW("opening a device's own file", fd, -ENOENT, -ENODEV, -ENXIO);
 	}
 	if (fd >= 0 && any(state, 4)) {

@@ -493,7 +493,6 @@ static void step_open_device(const struct step *step)
 static void step_cdev(const struct step *step)
 {
 	int number, fd;
-	char path[60];
 
 	if (!has_iommufd || step->a >= nr_devices || files[step->b].used)
 		return;
@@ -502,8 +501,7 @@ static void step_cdev(const struct step *step)
 		wrong(STATE, "device %d has %s file of its own", step->a, number < 0 ? "no" : "a");
 	if (number < 0)
 		return;
-	snprintf(path, sizeof(path), "/dev/vfio/devices/vfio%d", number);
-	fd = CALL_VFIO_COPY(open(path, O_RDWR | O_CLOEXEC));
+	fd = CALL_VFIO_COPY(open_cdev(number));
 	expect("opening a device's own file", fd, 0);
 	if (fd >= 0)
 		model_cdev(step->b, step->a, fd, number);

@@ -136,6 +136,14 @@ int cdev_number(int device)
 	return number;
 }
 
+int open_cdev(int number)
+{
+	char path[60];
+
+	snprintf(path, sizeof(path), "/dev/vfio/devices/vfio%d", number);
+	return open(path, O_RDWR | O_CLOEXEC);
+}
+
 bool has_iommufd, has_pasids;
 
 void find_devices(void)
@@ -144,7 +152,7 @@ void find_devices(void)
 	if (!nr_devices)
 		make_testdevs();
 	has_iommufd = !access("/dev/iommu", F_OK) && !access("/dev/vfio/devices", F_OK);
-	/* It came with them. */
+	/* The fixture has both from Linux 7.3 on. */
 	has_pasids = has_iommufd && !access(LAX, F_OK);
 	/* The fixture's IOMMU does not remap interrupts. */
 	if (has_iommufd)
