@@ -36,6 +36,8 @@ char *must_map(void *at, size_t size, int prot, int flags, int fd);
 char *same_page(int n);
 /* @n pages, each another one, and as far as the kernel likes from the one before it */
 char *other_pages(int n);
+/* @n pages, each another one, of which none continues the one before it */
+char *scattered_pages(int n);
 /* Of 2 MiB, there are HUGE_PAGES of them */
 #define HUGE_PAGES	512
 char *huge_pages(int n);

@@ -71,6 +71,46 @@ char *other_pages(int n)
 	return memory;
 }
 
+#define PAGEMAP_PFN	((1ull << 55) - 1)
+#define PAGEMAP_PRESENT	(1ull << 63)
+
+/* Those that are mapped there, as the process's page tables say */
+static void page_frames(const char *memory, uint64_t *pages, int n)
+{
+	int fd = must(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)), i;
+	ssize_t size = n * sizeof(*pages);
+
+	if (pread(fd, pages, size, (uintptr_t)memory / PAGE * sizeof(*pages)) != size)
+		fail("/proc/self/pagemap: %s", strerror(errno));
+	close(fd);
+	for (i = 0; i < n; i++) {
+		if (!(pages[i] & PAGEMAP_PRESENT) || !(pages[i] & PAGEMAP_PFN))
+			fail("page %d is not there", i);
+		pages[i] &= PAGEMAP_PFN;
+	}
+}
+
+char *scattered_pages(int n)
+{
+	char *memory = must_map(NULL, n * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	char *others = other_pages(2 * n);
+	uint64_t *frames = calloc(2 * n, sizeof(*frames)), last = 0;
+	int i, found = 0;
+
+	page_frames(others, frames, 2 * n);
+	/* Of any two at least one does not continue the last. */
+	for (i = 0; found < n; i++) {
+		if (frames[i] == last + 1)
+			continue;
+		if (mremap(others + i * PAGE, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
+			   memory + found++ * PAGE) == MAP_FAILED)
+			fail("mremap(): %s", strerror(errno));
+		last = frames[i];
+	}
+	free(frames);
+	return memory;
+}
+
 char *huge_pages(int n)
 {
 	return must_map(NULL, n * HUGE_PAGE, PROT_READ | PROT_WRITE,
@@ -152,8 +192,6 @@ long locked_kb(void)
 /* ---- what was flushed ---------------------------------------------------- */
 
 #define FLUSHED		DEBUGFS "flushed"
-#define PAGEMAP_PFN	((1ull << 55) - 1)
-#define PAGEMAP_PRESENT	(1ull << 63)
 
 static int compare(const void *a, const void *b)
 {
@@ -196,17 +234,7 @@ static int flushed_pages(uint64_t *pages, int max)
 /* Those that are mapped there, as the process's page tables say; sorted */
 static void mapped_pages(const char *memory, uint64_t *pages, int n)
 {
-	int fd = must(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)), i;
-	ssize_t size = n * sizeof(*pages);
-
-	if (pread(fd, pages, size, (uintptr_t)memory / PAGE * sizeof(*pages)) != size)
-		fail("/proc/self/pagemap: %s", strerror(errno));
-	close(fd);
-	for (i = 0; i < n; i++) {
-		if (!(pages[i] & PAGEMAP_PRESENT) || !(pages[i] & PAGEMAP_PFN))
-			fail("page %d is not there", i);
-		pages[i] &= PAGEMAP_PFN;
-	}
+	page_frames(memory, pages, n);
 	qsort(pages, n, sizeof(*pages), compare);
 }
 

@@ -290,7 +290,7 @@ static void poisoned(void)
 static void poisoned_page(void)
 {
 	int group = group_of(NONCOHERENT), container = attach_phase(group_of(COHERENT), true);
-	char *memory = other_pages(8);
+	char *memory = scattered_pages(8);
 
 	map_phase(container, memory, AT, 8 * PAGE, 8, 0);
 	signal(SIGBUS, on_lost);
