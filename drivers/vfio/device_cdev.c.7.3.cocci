@@ -47,15 +47,19 @@ identifier df, device, ret, attach;
  ...+>
  }
 
+// Not what the device is attached to without the PASID
 @not_attached@
-identifier df, device;
+identifier df, device, attach;
 @@
  vfio_df_ioctl_attach_pt(struct vfio_device_file *df, ...)
  {
+ struct vfio_device_attach_iommufd_pt attach;
  <+...
--	device->ops->detach_ioas(device)
-+	vfio_df_iommufd_detach(df)
- 	;
+-	device->ops->detach_ioas(device);
++	if (attach.flags & VFIO_DEVICE_ATTACH_PASID)
++		device->ops->pasid_detach_ioas(device, attach.pasid);
++	else
++		vfio_df_iommufd_detach(df);
  ...+>
  }
 

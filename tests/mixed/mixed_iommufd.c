@@ -18,6 +18,7 @@
 
 /* The fixture's IOMMU driver attaches a device, of which DMA is possible from then on. */
 #define ATTACHES	"vfio_testdev:testdev_attach_dev"
+#define ATTACHES_PASID	"vfio_testdev:testdev_set_dev_pasid"
 
 #define MAY		"/sys/module/vfio/parameters/noncoherent"
 
@@ -293,6 +294,36 @@ static void test_answer_waits(void)
 		fail("the VM is coherent");
 }
 
+/* What a device is attached to without a PASID stays so.  Linux 7.3 has PASIDs, as it has LAX. */
+static void test_pasid_untold(void)
+{
+	int id = plug(false, NONE), answer;
+
+	begin_with_iommufd();
+	if (access(LAX, F_OK))
+		return;
+	their_pt = new_pasid_table(iommufd, id, new_ioas(iommufd));
+	track_theirs(open_bound(0, id));
+	expect_result(call_attach(), 0);
+	answer = must(memfd_create("answer", MFD_CLOEXEC));
+	must(ftruncate(answer, 4096));
+	request = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, answer, 0);
+	if (request == MAP_FAILED)
+		fail("no memory");
+	*request = (struct attach_pt){ sizeof(*request), 1, their_pt, 1 };
+	begin("attaching a device by a PASID, and its page table's ID cannot be written any more");
+	hold(call_attach_with_request, ATTACHES_PASID);
+	must(ftruncate(answer, 0));
+	close(answer);
+	goes_on();
+	expect_result(held.result, -EFAULT);
+	if (debugfs_flag(0) != 1)
+		fail("it is attached to nothing any more");
+	expect_result(call_detach(), 0);
+	if (debugfs_flag(0))
+		fail("it is attached by the PASID");
+}
+
 static const struct test tests[] = {
 	{ "iommufd: a VM is told before, and after its device is detached", test_attached },
 	{ "iommufd: the same of a device that is opened by its group", test_opened_by_group },
@@ -300,6 +331,7 @@ static const struct test tests[] = {
 	{ "iommufd: the same of an emulated device", test_emulated },
 	{ "iommufd: a device is refused whose group is being attached", test_refused_meanwhile },
 	{ "iommufd: nobody waits for where an answer goes to", test_answer_waits },
+	{ "iommufd: who attaches by a PASID cannot be told to what", test_pasid_untold },
 	{ "iommufd: a device is closed while the VM of another one is told", test_closed },
 	{ "iommufd: a device is bound while the VM of another one is told", test_bound },
 };

@@ -606,12 +606,12 @@ static void step_pasid_attach(const struct step *step)
 	int pasid = step->b % PASIDS, table = step->c % PASID_TABLES, expected, ret;
 	struct file *file = pasid_file(step, &expected);
 
-	/* Where its ID cannot be copied out, VFIO detaches something else. */
-	if (!file || faults)
+	/* As in step_cdev_attach() */
+	if (!file || (faults && file->pasids & 1u << pasid))
 		return;
 	if (!expected)
 		expected = pasid_fits(file, pasid, table);
-	ret = call(device_file_attach_pasid(file->fd, pasid + 1, tables[table].id));
+	ret = CALL_VFIO_COPY(device_file_attach_pasid(file->fd, pasid + 1, tables[table].id));
 	expect("VFIO_DEVICE_ATTACH_IOMMUFD_PT by a PASID", ret, expected);
 	if (!ret)
 		model_attach_pasid(file, pasid, table);
