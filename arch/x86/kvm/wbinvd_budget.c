@@ -308,8 +308,7 @@ static bool kvm_wbinvd_sleep(struct kvm_vcpu *vcpu, u64 ns)
 	 * takes it away: it would end each wait until then.  One that comes
 	 * meanwhile ends this one.
 	 */
-	unhalted = vcpu->arch.pv.pv_unhalted;
-	vcpu->arch.pv.pv_unhalted = false;
+	unhalted = xchg(&vcpu->arch.pv.pv_unhalted, false);
 
 	/*
 	 * What the exit handlers have called holds nothing that kvm->srcu protects,
