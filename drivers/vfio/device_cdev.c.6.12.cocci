@@ -1,10 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // expect: kvm_of_users 1
+// expect: kvm_of_first 1
+// expect: no_kvm_of_first 1
 // expect: watched 1
 // expect: unheard 1
 // expect: attached 1
 // expect: not_attached 1
 // expect: detached 1
+
+// A device that is open already, by another file, refers to its VM until it is closed.
+@kvm_of_first@
+identifier df;
+@@
+ vfio_df_ioctl_bind_iommufd(struct vfio_device_file *df, ...)
+ {
+ <+...
+-	vfio_df_get_kvm_safe(df);
++	if (!device->open_count)
++		vfio_df_get_kvm_safe(df);
+ ...+>
+ }
+
+@no_kvm_of_first@
+identifier df, device;
+@@
+ vfio_df_ioctl_bind_iommufd(struct vfio_device_file *df, ...)
+ {
+ <+...
+-	vfio_device_put_kvm(device);
++	if (!device->open_count)
++		vfio_device_put_kvm(device);
+ ...+>
+ }
 
 // Under the device set's lock, as all of this.  Binding cannot fail any more.
 @watched@

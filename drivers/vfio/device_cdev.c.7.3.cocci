@@ -1,10 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // expect: kvm_of_users 1
+// expect: kvm_of_first 1
+// expect: no_kvm_of_first 1
 // expect: watched 1
 // expect: unheard 1
+// expect: unheard_bind 1
 // expect: attached 1
+// expect: pasid_unwind 1
 // expect: not_attached 1
 // expect: detached 1
+
+// A device that is open already, by another file, refers to its VM until it is closed.
+@kvm_of_first@
+identifier df;
+@@
+ vfio_df_ioctl_bind_iommufd(struct vfio_device_file *df, ...)
+ {
+ <+...
+-	vfio_df_get_kvm_safe(df);
++	if (!device->open_count)
++		vfio_df_get_kvm_safe(df);
+ ...+>
+ }
+
+@no_kvm_of_first@
+identifier df, device;
+@@
+ vfio_df_ioctl_bind_iommufd(struct vfio_device_file *df, ...)
+ {
+ <+...
+-	vfio_device_put_kvm(device);
++	if (!device->open_count)
++		vfio_device_put_kvm(device);
+ ...+>
+ }
 
 // Under the device set's lock, as all of this.  Binding cannot fail any more.
 @watched@
@@ -16,6 +45,20 @@ identifier df, device;
 +	vfio_df_iommufd_watch(df);
  	device->cdev_opened = true;
  ...
+ }
+
+// What fails changes nothing, and binding may already take coherency away from others of
+// the group: look whether the answer can be written before.
+@unheard_bind@
+identifier df, device, ret;
+@@
+ vfio_df_ioctl_bind_iommufd(struct vfio_device_file *df, ...)
+ {
+ <+...
++	if (copy_to_user(&arg->out_devid, &bind.out_devid, sizeof(bind.out_devid)))
++		return -EFAULT;
+ 	ret = vfio_device_block_group(device);
+ ...+>
  }
 
 // What fails changes nothing: look whether the answer can be written before
@@ -48,7 +91,7 @@ identifier df, device, ret, attach;
  }
 
 // Not what the device is attached to without the PASID
-@not_attached@
+@pasid_unwind@
 identifier df, device, attach;
 @@
  vfio_df_ioctl_attach_pt(struct vfio_device_file *df, ...)
@@ -59,7 +102,19 @@ identifier df, device, attach;
 +	if (attach.flags & VFIO_DEVICE_ATTACH_PASID)
 +		device->ops->pasid_detach_ioas(device, attach.pasid);
 +	else
-+		vfio_df_iommufd_detach(df);
++		device->ops->detach_ioas(device);
+ ...+>
+ }
+
+@not_attached@
+identifier df, device;
+@@
+ vfio_df_ioctl_attach_pt(struct vfio_device_file *df, ...)
+ {
+ <+...
+-	device->ops->detach_ioas(device)
++	vfio_df_iommufd_detach(df)
+ 	;
  ...+>
  }
 

@@ -241,6 +241,31 @@ static void test_refused_meanwhile(void)
 		fail("the VM is non-coherent");
 }
 
+/* The one that is attached has been told nothing since: who binds the other one tells. */
+static void test_bound_while_attached(void)
+{
+	int good = plug(true, NONE), bad;
+
+	begin_with_iommufd();
+	if (put(LAX, "1"))
+		return;
+	bad = plug(false, devices[good].group);
+	their_pt = new_ioas(iommufd);
+	opened[2] = device_file(bad);
+	track_theirs(open_bound(0, good));
+	begin("a coherent device has just been attached");
+	hold_with(call_attach, "iommu_attach_group_handle", "at_return=1");
+	begin("a device of its group that is not coherent is bound meanwhile");
+	expect_result(call_bind(), 0);
+	if (debugfs_flag(0) != 1)
+		fail("the VM is coherent");
+	goes_on();
+	begin("attaching goes on");
+	expect_result(held.result, 0);
+	if (debugfs_flag(0) != 1)
+		fail("the VM is coherent");
+}
+
 static struct attach_pt *request;
 
 static int call_attach_with_request(void)
@@ -294,6 +319,32 @@ static void test_answer_waits(void)
 		fail("the VM is coherent");
 }
 
+/* A device refers to the VM that it was bound for, and to none that it could not be bound for. */
+static void test_bound_twice(void)
+{
+	static const char references[] = "/sys/module/kvm/refcnt";
+	int id = plug(false, NONE), i;
+	long before;
+
+	begin_with_iommufd();
+	before = get_number(references);
+	for (i = 0; i < 2; i++) {
+		opened[i] = device_file(id);
+		must(kvm_vfio_add(vms[i].device, opened[i]));
+	}
+	must(device_file_bind(opened[0], iommufd));
+	if (get_number(references) != before + 1)
+		fail("the device does not refer to its VM");
+	begin("binding another file of a device that is bound");
+	expect_result(call(device_file_bind(opened[1], iommufd)), -EINVAL);
+	for (i = 0; i < 2; i++) {
+		must(kvm_vfio_del(vms[i].device, opened[i]));
+		close_fd(&opened[i]);
+	}
+	if (get_number(references) != before)
+		fail("a VM is referred to for ever");
+}
+
 /* What a device is attached to without a PASID stays so.  Linux 7.3 has PASIDs, as it has LAX. */
 static void test_pasid_untold(void)
 {
@@ -330,7 +381,10 @@ static const struct test tests[] = {
 	{ "iommufd: a VM is told before a page table is replaced, or after", test_replaced },
 	{ "iommufd: the same of an emulated device", test_emulated },
 	{ "iommufd: a device is refused whose group is being attached", test_refused_meanwhile },
+	{ "iommufd: one that is not coherent is bound while its group is attached",
+	  test_bound_while_attached },
 	{ "iommufd: nobody waits for where an answer goes to", test_answer_waits },
+	{ "iommufd: a device that is bound is bound by another of its files", test_bound_twice },
 	{ "iommufd: who attaches by a PASID cannot be told to what", test_pasid_untold },
 	{ "iommufd: a device is closed while the VM of another one is told", test_closed },
 	{ "iommufd: a device is bound while the VM of another one is told", test_bound },

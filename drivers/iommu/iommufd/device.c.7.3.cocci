@@ -32,7 +32,7 @@
 +
 +	if (!permit)
 +		return 0;
-+	if (iommufd_hwpt_enforces_cc(hwpt) && READ_ONCE(idev->igroup->devices_can_enforce))
++	if (iommufd_hwpt_enforces_cc(hwpt) && !READ_ONCE(idev->igroup->noncoherent_devices))
 +		return 0;
 +	return permit(idev->dev, false);
 +}

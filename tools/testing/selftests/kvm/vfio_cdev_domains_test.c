@@ -316,6 +316,37 @@ TEST_F(domains, refused_to_join_group)
 	EXPECT_STATE(1, N);
 }
 
+/* It takes coherency away for as long as it is bound, and not by a call that fails. */
+TEST_F(domains, noncoherent_leaves_group)
+{
+	bool lax = !write_file(LAX, "1");
+	int id = ADD_DEVICE("1 coherent"), i;
+	char with[40];
+
+	EXPECT_EQ(0, cdev_attach(self->fd[0], self->ioas));
+	EXPECT_STATE(0, E);
+	snprintf(with, sizeof(with), "1 noncoherent %d", id);
+	for (i = 1; lax && i <= 2; i++) {
+		self->fd[i] = testdev_open(testdev_create(with));
+		ASSERT_LE(0, self->fd[i]);
+		EXPECT_EQ(-EFAULT, cdev_bind_in_vain(self->fd[i], self->iommufd));
+	}
+	EXPECT_STATE(0, E);
+	EXPECT_EQ(0, debugfs_stat(&self->vm, "noncoherent_dma_changes"));
+	for (i = 1; lax && i <= 2; i++) {
+		EXPECT_EQ(0, cdev_bind(self->fd[i], self->iommufd));
+		EXPECT_STATE(0, X);
+	}
+	for (i = 1; lax && i <= 2; i++) {
+		EXPECT_STATE(0, X);
+		EXPECT_EQ(1, debugfs_stat(&self->vm, "noncoherent_dma"));
+		close_fd(&self->fd[i]);
+	}
+	EXPECT_STATE(0, E);
+	EXPECT_EQ(0, debugfs_stat(&self->vm, "noncoherent_dma"));
+	EXPECT_EQ(lax ? 2 : 0, debugfs_stat(&self->vm, "noncoherent_dma_changes"));
+}
+
 TEST_F(domains, nested)
 {
 	uint32_t parent[2], nested[2];

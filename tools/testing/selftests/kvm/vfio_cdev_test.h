@@ -80,6 +80,22 @@ static inline int cdev_bind(int fd, int iommufd)
 	return call(ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, &arg));
 }
 
+/* Its answer cannot be written. */
+static inline int cdev_bind_in_vain(int fd, int iommufd)
+{
+	struct bind_iommufd *arg;
+	int ret;
+
+	arg = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (arg == MAP_FAILED)
+		return -errno;
+	*arg = (struct bind_iommufd){ .argsz = sizeof(*arg), .iommufd = iommufd };
+	mprotect(arg, 4096, PROT_READ);
+	ret = call(ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, arg));
+	munmap(arg, 4096);
+	return ret;
+}
+
 static inline int cdev_attach(int fd, uint32_t ioas)
 {
 	struct attach_pt arg = { .argsz = sizeof(arg), .pt_id = ioas };
