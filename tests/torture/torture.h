@@ -225,6 +225,11 @@ void model_attach_cdev(struct file *file, int ioas, int table, uint32_t id);
 void model_detach_cdev(struct file *file);
 /* PASID is 0 to PASIDS - 1 here, for 1 to PASIDS. What an attachment to TABLE returns */
 int pasid_fits(const struct file *file, int pasid, int table);
+/*
+ * Would its device be attached to what enforces coherency, and another one that is bound and in
+ * its group not? VMs are told before the IOMMU refuses that, and take it back.
+ */
+bool told_in_vain(const struct file *file);
 void model_attach_pasid(struct file *file, int pasid, int table);
 void model_detach_pasid(struct file *file, int pasid);
 void model_pasid_tables(uint32_t good, uint32_t bad);

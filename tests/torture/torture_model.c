@@ -216,6 +216,19 @@ static bool all_coherent(int group)
 	return true;
 }
 
+bool told_in_vain(const struct file *file)
+{
+	int i;
+
+	if (!devices[file->device].coherent || all_coherent(file->group))
+		return false;
+	for (i = 0; i < FILES; i++)
+		if (files[i].used && files[i].cdev && files[i].bound && files[i].group == file->group &&
+		    !devices[files[i].device].coherent)
+			return true;
+	return false;
+}
+
 static bool table_fits(int table, const struct file *file)
 {
 	const struct group *group = &groups[file->group];
