@@ -42,7 +42,8 @@ help:
 	@echo '  make coverage     which lines of ours did they reach?'
 	@echo '  make locks        were the locks taken in the documented order?'
 	@echo '  make torture      the whole interface at random, compared with a model, and races: 200,000'
-	@echo '                    steps ($(CHECK_BASES) unless BASE is given); LONG=1: 2,000,000; SEED=N;'
+	@echo '                    steps on debug kernels, and as many on Debian'"'"'s ($(CHECK_BASES) unless BASE'
+	@echo '                    is given); LONG=1: 2,000,000; SEED=N;'
 	@echo '                    and all of the kernel'"'"'s own KVM selftests, beside stock'
 	@echo '  make mutants      break the device in many ways: do the tests notice?'
 	@echo '  make bench        what it costs, beside the stock modules, in instructions'
@@ -261,13 +262,13 @@ coverage: setup bochs
 locks:
 	@tests/locks/locks $(BASE)
 
-# Under the debug kernel as well, where that is built. Both run, whatever the first one says.
+# On debug kernels and on Debian's. Both parts run, whatever the first one says.
 .PHONY: torture
 torture: setup
 	@set -e; for base in $(CHECK_BASES); do \
 		$(MAKE) BASE=$$base modules iommufd out/lab/torture_test \
 			out/$$base/vfio_testdev/vfio_testdev.ko out/$$base/kselftest; \
-		[ ! -e out/$$base/debug/bzImage ] || tests/fixtures/build $$base debug; done
+		build/debug-kernel $$base; tests/fixtures/build $$base debug; done
 	@failed=0; bases=$(subst $(empty) $(empty),$(comma),$(CHECK_BASES)); \
 	tests/torture/torture --base $$bases --steps $(if $(LONG),2000000,200000) \
 		$(if $(SEED),--seed $(SEED)) || failed=1; \
