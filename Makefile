@@ -3,10 +3,10 @@
 # Everything made goes under out/; `make help` shows what can be made.
 
 # What the tools know of this machine and of each kernel is in hosts/ and bases/.
-HOST := $(shell kit/get --host)
+HOST := $(shell kit/get --host 2>&1)
 BASES := $(shell kit/get --bases)
-ifeq ($(HOST),)
-$(error this machine is not known; see above)
+ifeq ($(filter hosts/%,$(firstword $(HOST))),)
+$(error $(HOST))
 endif
 BASE ?= $(shell kit/get $(HOST) base)
 O := out/$(BASE)
