@@ -110,6 +110,9 @@ class Build:
     def __init__(self, base, target, tree, folder):
         self.base = base
         self.target = target
+        self.folders = target.folders
+        if re.search(r"\bIOMMUFD\b", " ".join(self.options())):
+            self.folders = self.folders + bases.project()["iommufd_folders"]
         self.tree = tree
         self.folder = folder
         self.log = os.path.join(self.folder, "build.log")
@@ -210,13 +213,13 @@ class Build:
         self.configure()
         if self.target.bare:
             self.bare()
-        for folder in (*self.target.folders, "virt"):
+        for folder in (*self.folders, "virt"):
             for at, _, files in os.walk(os.path.join(self.output, folder)):
                 for name in files:
                     if name.endswith(".o"):
                         os.unlink(os.path.join(at, name))
         write(self.log, "")
-        if self.make(self.log, "W=1", *self.target.folders):
+        if self.make(self.log, "W=1", *self.folders):
             line = next((line for line in read(self.log).splitlines()
                          if re.search(r"\berror:|Error \d|No rule", line)), "")
             raise Problem(f"does not build: see {rel(self.log)}: {line.strip()}")
@@ -265,8 +268,11 @@ def fingerprint(base, target):
     for path in (os.path.join(out, "tree.stamp"), __file__, findings.__file__, kbuild.__file__,
                  os.path.join(bases.FOLDER, base + ".toml"), *host_configs(base)):
         state.update(read(path).encode())
-    version = subprocess.run([*kbuild.in_root(base), kbuild.compiler(base, target.compiler), "--version"],
-                             capture_output=True, text=True, check=True)
+    compiler = kbuild.compiler(base, target.compiler)
+    version = subprocess.run([*kbuild.in_root(base), compiler, "--version"],
+                             capture_output=True, text=True, check=False)
+    if version.returncode:
+        raise Problem(f"{compiler} is missing; run: BASE={base} build/setup build cross")
     state.update(version.stdout.encode())
     return state.hexdigest()
 

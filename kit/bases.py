@@ -130,6 +130,11 @@ def modules():
     return project()["modules"]
 
 
-def folders():
-    """The folders of the kernel that these modules, or more, are built in."""
-    return project()["folders"]
+def folders(name):
+    """The folders of the kernel that a base's modules, those of iommufd and more are built in."""
+    return project()["folders"] + (project()["iommufd_folders"] if fact(name, "iommufd") else [])
+
+
+def iommufd_options(name):
+    """Lines for .config: what Debian leaves out of a base that has iommufd."""
+    return "".join(f"CONFIG_{option}\n" for option in project()["iommufd"]) if fact(name, "iommufd") else ""

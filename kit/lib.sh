@@ -8,10 +8,8 @@ TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 OUT=$TOP/out
 JOBS=${JOBS:-$(nproc)}
 
-# The modules that replace Debian's, by their place in the kernel, and the folders
-# that are built whole to look for warnings.
+# The modules that replace Debian's, by their place in the kernel
 mapfile -t OUR_MODULES < <("$TOP/kit/get" bases/project modules)
-mapfile -t OUR_FOLDERS < <("$TOP/kit/get" bases/project folders)
 
 # The same options to make and to the compiler
 iommufd_options()
@@ -66,6 +64,11 @@ use_base()
 	TREE=$B/tree
 	DEBIAN=$B/debian
 	mkdir -p "$B"
+	# Built whole to look for warnings
+	mapfile -t OUR_FOLDERS < <("$TOP/kit/get" bases/project folders)
+	HAS_IOMMUFD=
+	[[ $("$TOP/kit/get" "bases/$BASE" facts.iommufd) != true ]] || HAS_IOMMUFD=y
+	[[ -z $HAS_IOMMUFD ]] || OUR_FOLDERS+=("$("$TOP/kit/get" bases/project iommufd_folders)")
 }
 
 # The base's suite of Debian, if it is not one of this machine's

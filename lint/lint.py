@@ -416,15 +416,16 @@ def sparse_build(source, tree, name):
     os.makedirs(build, exist_ok=True)
     make = kbuild.make(source.base, tree, f"O={build}", *kbuild.tools(source.base), f"KERNELRELEASE={release}")
     asked = os.path.join(build, "asked.config")
-    if not os.path.exists(asked) or read(asked) != read(config):
-        shutil.copyfile(config, os.path.join(build, ".config"))
+    wanted = read(config) + bases.iommufd_options(source.base)
+    if not os.path.exists(asked) or read(asked) != wanted:
+        write(os.path.join(build, ".config"), wanted)
         done = run([*make, "olddefconfig", "modules_prepare"])
         if done.returncode:
             write(log, done.stdout + done.stderr)
             raise Problem(f"cannot configure the kernel: see {rel(log)}.")
-        shutil.copyfile(config, asked)
+        write(asked, wanted)
     with open(log, "w", encoding="utf-8") as f:
-        status = subprocess.run([*make, "C=2", "CF=-D__CHECK_ENDIAN__", *bases.folders()],
+        status = subprocess.run([*make, "C=2", "CF=-D__CHECK_ENDIAN__", *bases.folders(source.base)],
                                 stdin=subprocess.DEVNULL, stdout=f, stderr=f, check=False)
     text = source.relative(read(log))
     if status.returncode:
@@ -436,14 +437,16 @@ def sparse_build(source, tree, name):
 
 def check_sparse(source):
     """sparse finds nothing in the modules that it does not find in the base's"""
-    if not shutil.which("sparse"):
-        raise Problem("sparse is missing; run: build/setup lint")
+    common.need("build/setup", "build", "sparse", BASE=source.base)
     common.need("build/fetch", source.base)
     common.need("build/stock-tree", source.base)
-    version = run(["sparse", "--version"]).stdout
+    version = run([*kbuild.in_root(source.base), "sparse", "--version"])
+    if version.returncode:
+        raise Problem("sparse is missing; run: build/setup build sparse")
     with open(os.path.join(source.out, ".stock.state"), encoding="utf-8") as f:
-        key = hashlib.sha256((version + json.load(f)["source"] + read(
-            os.path.join(source.out, "debian/version"))).encode()).hexdigest()
+        key = hashlib.sha256("\n".join([
+            version.stdout, json.load(f)["source"], read(os.path.join(source.out, "debian/version")),
+            *bases.folders(source.base)]).encode()).hexdigest()
     cache = os.path.join(source.log, "cache", f"sparse-{key}")
     with common.lock(source.base, "sparse"):
         if not os.path.exists(cache):
