@@ -213,7 +213,11 @@ identifier f;
 expression rc;
 statement S;
 @@
+(
  iommufd_group_tell_before(...);
+|
+ iommufd_group_tell(...);
+)
 (
  rc = f@p(...);
 |
