@@ -214,18 +214,26 @@ static void test_bound(void)	{ hold_second(call_bind); }
 
 /*
  * From Linux 7.3 on an IOMMU may attach a device that is not coherent with its group, and
- * that takes coherency away from all of it.
+ * that takes coherency away from all of it.  Make two of a group: GOOD, and one in OPENED[2].
+ * Returns false on older kernels.
  */
-static void test_refused_meanwhile(void)
+static bool coherent_one_and_other(int *good)
 {
-	int good = plug(true, NONE), bad;
-
+	*good = plug(true, NONE);
 	begin_with_iommufd();
 	if (put(LAX, "1"))
-		return;
-	bad = plug(false, devices[good].group);
+		return false;
+	opened[2] = device_file(plug(false, devices[*good].group));
 	their_pt = new_ioas(iommufd);
-	opened[2] = device_file(bad);
+	return true;
+}
+
+static void test_refused_meanwhile(void)
+{
+	int good;
+
+	if (!coherent_one_and_other(&good))
+		return;
 	must_put(MAY, "refuse");
 	begin("binding a device that is not coherent is held");
 	hold_with(call_bind, "iommu_device_claim_dma_owner", "at_return=1");
@@ -244,14 +252,10 @@ static void test_refused_meanwhile(void)
 /* The one that is attached has been told nothing since: who binds the other one tells. */
 static void test_bound_while_attached(void)
 {
-	int good = plug(true, NONE), bad;
+	int good;
 
-	begin_with_iommufd();
-	if (put(LAX, "1"))
+	if (!coherent_one_and_other(&good))
 		return;
-	bad = plug(false, devices[good].group);
-	their_pt = new_ioas(iommufd);
-	opened[2] = device_file(bad);
 	track_theirs(open_bound(0, good));
 	begin("a coherent device has just been attached");
 	hold_with(call_attach, "iommu_attach_group_handle", "at_return=1");

@@ -80,20 +80,26 @@ static inline int cdev_bind(int fd, int iommufd)
 	return call(ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, &arg));
 }
 
-/* Its answer cannot be written. */
-static inline int cdev_bind_in_vain(int fd, int iommufd)
+/* The call's answer, which goes into its argument, cannot be written. */
+static inline int ioctl_in_vain(int fd, unsigned long request, const void *arg, size_t size)
 {
-	struct bind_iommufd *arg;
+	void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	int ret;
 
-	arg = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (arg == MAP_FAILED)
+	if (page == MAP_FAILED)
 		return -errno;
-	*arg = (struct bind_iommufd){ .argsz = sizeof(*arg), .iommufd = iommufd };
-	mprotect(arg, 4096, PROT_READ);
-	ret = call(ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, arg));
-	munmap(arg, 4096);
+	memcpy(page, arg, size);
+	mprotect(page, 4096, PROT_READ);
+	ret = call(ioctl(fd, request, page));
+	munmap(page, 4096);
 	return ret;
+}
+
+static inline int cdev_bind_in_vain(int fd, int iommufd)
+{
+	struct bind_iommufd arg = { .argsz = sizeof(arg), .iommufd = iommufd };
+
+	return ioctl_in_vain(fd, VFIO_DEVICE_BIND_IOMMUFD, &arg, sizeof(arg));
 }
 
 static inline int cdev_attach(int fd, uint32_t ioas)
@@ -118,19 +124,11 @@ static inline int cdev_attach_pasid(int fd, uint32_t pasid, uint32_t pt)
  */
 static inline int cdev_attach_in_vain(int fd, uint32_t pasid, uint32_t pt)
 {
-	struct attach_pt *arg;
-	int ret;
-
-	arg = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (arg == MAP_FAILED)
-		return -errno;
-	*arg = (struct attach_pt){
-		.argsz = sizeof(*arg), .flags = !!pasid, .pt_id = pt, .pasid = pasid,
+	struct attach_pt arg = {
+		.argsz = sizeof(arg), .flags = !!pasid, .pt_id = pt, .pasid = pasid,
 	};
-	mprotect(arg, 4096, PROT_READ);
-	ret = call(ioctl(fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, arg));
-	munmap(arg, 4096);
-	return ret;
+
+	return ioctl_in_vain(fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &arg, sizeof(arg));
 }
 
 static inline int cdev_detach(int fd)
