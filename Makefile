@@ -262,14 +262,14 @@ coverage: setup bochs
 locks:
 	@tests/locks/locks $(BASE)
 
-# On debug kernels and on Debian's. Both parts run, whatever the first one says.
+# On debug kernels of all bases and on Debian's. Both parts run, whatever the first one says.
 .PHONY: torture
 torture: setup
-	@set -e; for base in $(CHECK_BASES); do \
+	@set -e; for base in $(ALL_BASES); do \
 		$(MAKE) BASE=$$base modules iommufd out/lab/torture_test \
 			out/$$base/vfio_testdev/vfio_testdev.ko out/$$base/kselftest; \
 		build/debug-kernel $$base; tests/fixtures/build $$base debug; done
-	@failed=0; bases=$(subst $(empty) $(empty),$(comma),$(CHECK_BASES)); \
+	@failed=0; bases=$(subst $(empty) $(empty),$(comma),$(ALL_BASES)); \
 	tests/torture/torture --base $$bases --steps $(if $(LONG),2000000,200000) \
 		$(if $(SEED),--seed $(SEED)) || failed=1; \
 	tests/kselftest/kselftest --base $$bases || failed=1; \
