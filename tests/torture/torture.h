@@ -154,7 +154,7 @@ extern struct vm {
 	bool memslot[MEMSLOTS], blocked_slot;
 	int order[FILES], files;		/* tracked, in the order of ADD */
 	int noncoherent;			/* files */
-	long changes, flushes, exits, exit_flushes, ipis;
+	long changes, flushes, exits, exit_flushes, ipis, zaps;
 } vms[VMS];
 
 /* An open file, for as long as anybody has it */
@@ -201,6 +201,8 @@ extern bool cpu1_online;
 /* How often this CPU, 0, wrote its caches back for guests */
 extern uint64_t flushes_here;
 extern bool has_uffd;
+/* VMs have memory types of their own, by a fixture (tests/fixtures/memtypes.c). */
+extern bool memtypes;
 
 void model_begin(void);
 bool is_local(int v);
@@ -230,6 +232,8 @@ int pasid_fits(const struct file *file, int pasid, int table);
  * its group not? VMs are told before the IOMMU refuses that, and take it back.
  */
 bool told_in_vain(const struct file *file);
+/* The same of an attachment that was made to fail */
+void model_took_back(void);
 void model_attach_pasid(struct file *file, int pasid, int table);
 void model_detach_pasid(struct file *file, int pasid);
 void model_pasid_tables(uint32_t good, uint32_t bad);
@@ -288,9 +292,16 @@ const char *no_faults(void);
 void fault_open(void);
 void fault_begin(int kind);
 /* How a call may fail that is made to, but for ENOMEM; see CALL() */
-enum { BY_EFAULT = 1, BY_ANY_OTHER = 2 };
+enum {
+	BY_EFAULT = 1,
+	BY_ANY_OTHER = 2,
+	BY_NO_FILE = 4,		/* EBADF */
+	BY_NO_VFIO = 8,		/* EINVAL */
+};
 /* It failed because it was made to, and has to be done again. */
 bool fault_again(int result, int how);
+/* A call of this step did without something that it was made not to get. */
+extern bool fault_survived;
 
 /* ---- fuzzing ------------------------------------------------------------- */
 
@@ -325,6 +336,9 @@ extern int current_kind;
  */
 #define CALL(expr)		FAULTY(expr, 0)
 #define CALL_COPY(expr)		FAULTY(expr, BY_EFAULT)
+/* To which a descriptor is passed as well; for the first file vfio.ko is looked up. */
+#define CALL_FILE(expr, first)						\
+	FAULTY(expr, BY_EFAULT | BY_NO_FILE | ((first) ? BY_NO_VFIO : 0))
 #define CALL_VFIO(expr)		FAULTY(expr, BY_ANY_OTHER)
 #define CALL_VFIO_COPY(expr)	FAULTY(expr, BY_ANY_OTHER | BY_EFAULT)
 
@@ -336,6 +350,7 @@ struct options {
 	int length;		/* of a walk */
 	int failures;		/* so many walks may fail before the case ends */
 	int rounds;		/* of races */
+	bool memtypes;
 	const char *replay;
 	const char *only;
 };

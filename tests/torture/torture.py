@@ -17,6 +17,7 @@ out/lab/torture-N-BASE.
 """
 
 import argparse
+import collections
 import concurrent.futures
 import os
 import re
@@ -27,18 +28,22 @@ import time
 from kit import bases
 from kit.common import TOP, Problem
 
-FIXTURE = ["--iommu", "none"]
+Host = collections.namedtuple("Host", "options memtypes", defaults=[False])
+FIXTURE = Host(["--iommu", "none"])
+# With memtypes each change tears down what is mapped for a guest, as with EPT.
+MEMTYPES = FIXTURE._replace(memtypes=True)
 # Where a base has it; elsewhere it is the fixture without.
-IOMMUFD = ["--iommu", "none", "--iommufd"]
+IOMMUFD = Host(["--iommu", "none", "--iommufd"])
 # runs.toml says why.
 HOSTS_DOMAIN = ["--append", "iommu=pt"]
-SNOOP_OFF = ["--edu", "4", "--snoop", "off", *HOSTS_DOMAIN]
-SNOOP_ON = ["--edu", "4", "--snoop", "on", *HOSTS_DOMAIN]
+SNOOP_OFF = Host(["--edu", "4", "--snoop", "off", *HOSTS_DOMAIN], memtypes=True)
+SNOOP_ON = Host(["--edu", "4", "--snoop", "on", *HOSTS_DOMAIN])
 # Which host gets which part of a base's steps, and how many steps a second are to be expected. The
 # debug kernel has iommufd, and is the first: what it finds is worth more than what comes after it.
 HOSTS = {
-    "debug": ((FIXTURE, 10, 15), (SNOOP_OFF, 5, 10)),
-    "debian": ((FIXTURE, 30, 300), (IOMMUFD, 30, 300), (SNOOP_OFF, 15, 100), (SNOOP_ON, 10, 100)),
+    "debug": ((FIXTURE, 5, 15), (MEMTYPES, 5, 15), (SNOOP_OFF, 5, 10)),
+    "debian": ((FIXTURE, 20, 300), (MEMTYPES, 20, 300), (IOMMUFD, 20, 300), (SNOOP_OFF, 15, 100),
+               (SNOOP_ON, 10, 100)),
 }
 # Of what the cases of a run do beside the walk: a quarter without a model, races, faults
 BESIDE = 2.0
@@ -62,16 +67,18 @@ class Run:
         self.status = None
         if host is IOMMUFD and not bases.fact(base, "iommufd"):
             host = FIXTURE
-        fixture = "vfio_testdev.debug" if kernel == "debug" else \
+        folder = "vfio_testdev.debug" if kernel == "debug" else \
             "vfio_testdev.iommufd" if host is IOMMUFD else "vfio_testdev"
-        self.what = f"{base}, {kernel} kernel, {' '.join(host).replace('--', '')}, seed {seed}"
-        self.command = ["lab/run", "--base", base, "--kernel", kernel, "--smp", "2", *host,
+        words = [*host.options, *["--memtypes"] * host.memtypes]
+        self.what = f"{base}, {kernel} kernel, {' '.join(words).replace('--', '')}, seed {seed}"
+        self.command = ["lab/run", "--base", base, "--kernel", kernel, "--smp", "2", *host.options,
                         "--name", self.name, "--timeout", str(600 + int(BESIDE * steps / speed))]
         if kernel == "debian":
             self.command += ["--skips", "no fault injection|no kcov"]
-        if host in (FIXTURE, IOMMUFD):
-            self.command += ["--file", f"out/{base}/{fixture}/vfio_testdev.ko"]
-        self.command += ["--", "out/lab/torture_test", "--seed", str(seed), "--steps", str(steps)]
+        for module in ("vfio_testdev", "memtypes", "fail_calls"):
+            self.command += ["--file", f"out/{base}/{folder}/{module}.ko"]
+        self.command += ["--", "out/lab/torture_test", "--seed", str(seed), "--steps", str(steps),
+                         *["--memtypes"] * host.memtypes]
 
     def hear(self, line):
         self.said.append(line)

@@ -138,7 +138,7 @@ static void check_statistic(int v, unsigned int which)
 		{ "wbinvd_exits", vm->exits },
 		{ "wbinvd_flushes", vm->exit_flushes },
 		{ "wbinvd_ipis", vm->ipis },
-		{ "noncoherent_dma_zaps", 0 },	/* no memory types of its own */
+		{ "noncoherent_dma_zaps", vm->zaps },
 	};
 	long is;
 

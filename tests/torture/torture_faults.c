@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Faults on purpose: in such a walk each call is made to fail in the first place where it
- * can, an allocation or a copy from or to user space, then in the second one, and so on,
+ * can, an allocation, a copy from or to user space, a descriptor to look up, vfio.ko to look
+ * up (fixtures/fail_calls.c), then in the second one, and so on,
  * until it gets through. A call that failed has changed nothing: the model is compared each
  * time.
  */
@@ -19,6 +20,7 @@
 
 bool faults;
 unsigned long faults_injected;
+bool fault_survived;
 /* The place at which the next call of that kind fails */
 static int next_place[STEP_KINDS];
 static int control = -1, place;
@@ -33,6 +35,7 @@ const char *no_faults(void)
 	put(FAIL_PAGE "ignore-gfp-wait", "N");
 	put(FAIL_PAGE "verbose", "0");
 	must_put(FAIL_USERCOPY "verbose", "0");
+	load("fail_calls.ko", "");
 	return NULL;
 }
 
@@ -77,6 +80,10 @@ static bool may_fail_by(int result, int how)
 {
 	if (result == -EFAULT)
 		return how & BY_EFAULT;
+	if (result == -EBADF && how & BY_NO_FILE)
+		return true;
+	if (result == -EINVAL && how & BY_NO_VFIO)
+		return true;
 	return result == -ENOMEM || how & BY_ANY_OTHER;
 }
 
@@ -94,10 +101,14 @@ bool fault_again(int result, int how)
 		return false;
 	}
 	faults_injected++;
-	if (result >= 0)
+	if (result >= 0) {
+		fault_survived = true;
 		return false;
+	}
 	if (!may_fail_by(result, how))
 		return false;		/* or what the model expects */
+	if (current_kind == STEP_CDEV_ATTACH || current_kind == STEP_PASID_ATTACH)
+		model_took_back();
 	check_all();
 	return true;
 }

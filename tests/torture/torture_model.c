@@ -519,11 +519,56 @@ static unsigned int flush(unsigned int cpus)
 	return __builtin_popcount(cpus);
 }
 
+/*
+ * Without memory for the mask of the dirty CPUs all CPUs write their caches back. Who that
+ * was in a call that has succeeded only the kernel knows.
+ */
+static unsigned int dirty_or_all(int v, unsigned int dirty)
+{
+	const struct vm *vm = &vms[v];
+	long flushes;
+
+	if (!fault_survived)
+		return dirty;
+	flushes = vm_number(vm->creator, vm->number, "noncoherent_dma_flushes") - vm->flushes;
+	return flushes == __builtin_popcount(online()) ? online() : dirty;
+}
+
+static unsigned int dirty_of(const struct vm *vm)
+{
+	unsigned int dirty = 0;
+	int i;
+
+	for (i = 0; i < VCPUS; i++)
+		dirty |= vm->dirty[i];
+	return dirty;
+}
+
+/* A VM without vCPUs has nothing mapped. */
+static int zaps_of_change(const struct vm *vm)
+{
+	return memtypes && (vm->made[0] || vm->made[1]);
+}
+
+/* It has failed before that, or after. */
+void model_took_back(void)
+{
+	struct vm *vm;
+
+	for (vm = vms; vm < vms + VMS; vm++) {
+		if (!vm->exists || vm->noncoherent ||
+		    vm_number(vm->creator, vm->number, "noncoherent_dma_changes") != vm->changes + 2)
+			continue;
+		vm->changes += 2;
+		vm->zaps += 2 * zaps_of_change(vm);
+		vm->flushes += flush(dirty_of(vm));
+	}
+}
+
 static void follow_vm(int v)
 {
 	int i, noncoherent = 0, before = vms[v].noncoherent;
 	struct vm *vm = &vms[v];
-	unsigned int dirty = 0;
 
 	for (i = 0; i < FILES; i++)
 		noncoherent += files[i].used && tracks(v, &files[i]) &&
@@ -532,11 +577,9 @@ static void follow_vm(int v)
 	if (!before == !noncoherent)
 		return;
 	vm->changes++;
-	if (!noncoherent)
-		return;
-	for (i = 0; i < VCPUS; i++)
-		dirty |= vm->dirty[i];
-	vm->flushes += flush(dirty);
+	vm->zaps += zaps_of_change(vm);
+	if (noncoherent)
+		vm->flushes += flush(dirty_or_all(v, dirty_of(vm)));
 }
 
 void model_follow(void)

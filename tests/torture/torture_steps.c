@@ -332,8 +332,8 @@ static void step_add_or_del(const struct step *step, bool add)
 	else if (tracks(v, file))
 		expected = -EEXIST;
 	if (is_local(v))
-		ret = add ? CALL_COPY(kvm_vfio_add(vm->dev, fd)) :
-			    CALL_COPY(kvm_vfio_del(vm->dev, fd));
+		ret = add ? CALL_FILE(kvm_vfio_add(vm->dev, fd), !vm->files) :
+			    CALL_FILE(kvm_vfio_del(vm->dev, fd), false);
 	else if (vm->dev >= 0)
 		ret = add ? remote_add(v, fd) : remote_del(v, fd);
 	else
@@ -914,6 +914,7 @@ void do_step(const struct step *step)
 			begin_iommufd();
 	}
 	current_kind = fits.kind %= STEP_KINDS;
+	fault_survived = false;
 	/* Those from a file may have any numbers. */
 	fits.a %= fits.kind <= STEP_BAD ? VMS : FILES;
 	if (fits.kind != STEP_BAD)

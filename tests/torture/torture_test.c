@@ -29,6 +29,7 @@
  *	--steps N	of the case that compares all; others do part of that
  *	--length N	the steps in a walk
  *	--rounds N	the calls of each thread in the races
+ *	--memtypes	VMs have memory types of their own, as with EPT (fixtures/memtypes.c)
  *	--only CASE	those that have it in their names
  *	--replay FILE	only the walk in this file
  *	--failures N	a case goes on after a walk that fails, without the kind of step
@@ -55,7 +56,7 @@ struct options options = {
 struct device devices[DEVICES];
 struct group groups[GROUPS];
 int nr_devices, nr_groups;
-bool old_vfio;
+bool old_vfio, memtypes;
 
 /* ---- what the host has --------------------------------------------------- */
 
@@ -327,6 +328,11 @@ static void prepare(void)
 		printf("# this kernel has no userfaultfd: no vCPU is blocked\n");
 	find_devices();
 	keep_vms();
+	/* Stock has no such function, and need not be the same in what is not compared. */
+	if (options.memtypes && !stock) {
+		load("memtypes.ko", "");
+		memtypes = true;
+	}
 	remember_references();
 }
 
@@ -363,6 +369,7 @@ static void parse(int argc, char **argv)
 		{ "failures", required_argument, NULL, 'k' },
 		{ "rounds", required_argument, NULL, 'r' },
 		{ "only", required_argument, NULL, 'o' },
+		{ "memtypes", no_argument, NULL, 'm' },
 		{ "replay", required_argument, NULL, 'f' },
 		{}
 	};
@@ -384,6 +391,9 @@ static void parse(int argc, char **argv)
 			break;
 		case 'r':
 			options.rounds = atoi(optarg);
+			break;
+		case 'm':
+			options.memtypes = true;
 			break;
 		case 'o':
 			options.only = optarg;
