@@ -32,6 +32,7 @@
 #define HOLDERS		2	/* forked processes, with a copy of every descriptor */
 #define FLIGHT		4	/* descriptors on their way through a socket */
 #define CPUS		2
+#define CPU1		"/sys/devices/system/cpu/cpu1/online"
 
 /* ---- steps --------------------------------------------------------------- */
 

@@ -2,7 +2,9 @@
 /*
  * Races: threads do to the same few VMs, groups and containers what the walks do one after
  * the other, while vCPUs run. Nobody can say what a call returns, but for what it never
- * may; and when all is closed nothing is left.
+ * may. Now and then all of them stop, with everything open: then what each VM's device says
+ * of the VM and of its files, what debugfs says, and what the guest's WBINVD does have to be
+ * the same. When all is closed nothing is left.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -25,12 +27,14 @@
 #define RACE_DEVICES	4	/* files of devices */
 #define RACE_CONTAINERS	2
 #define RACE_CDEVS	4	/* devices' own files */
+#define STOPS		4	/* in which all is compared */
 
 /* In the process that races, and what it says to the one that waits */
 static struct race {
 	volatile long done;
 	atomic_long attached, by_pasid;	/* devices' own files */
 	volatile bool failed;
+	long compared, seen[2];		/* VMs, coherent and non-coherent ones */
 	char why[400];
 } *race;
 
@@ -40,7 +44,9 @@ static struct {
 	atomic_int container[RACE_CONTAINERS], cdev[RACE_CDEVS];
 	int iommufd;
 	uint32_t table[IOASES];		/* IOASes, and what PASIDs can be attached to */
-	pthread_mutex_t turn[RACE_VMS][VCPUS];
+	pthread_mutex_t turn[RACE_VMS][VCPUS], cpu;
+	pthread_barrier_t stop;
+	atomic_bool stopped;
 } shared;
 
 static void __attribute__((noreturn, format(printf, 1, 2))) race_fails(const char *format, ...)
@@ -122,9 +128,21 @@ static void race_track(uint64_t *state)
 		ALLOW("DEL", call(kvm_vfio_del(device, fd)), -ENOENT);
 }
 
+static void race_open_group(int g)
+{
+	int fd;
+
+	if (shared.group[g] >= 0)
+		return;
+	fd = open_group_number(groups[g].number);
+	ALLOW("opening a group", fd, -EBUSY, -ENOENT, -ENODEV, -ENXIO);
+	if (fd >= 0)
+		put_fd(&shared.group[g], fd);
+}
+
 static void race_open(uint64_t *state)
 {
-	int g = any(state, nr_groups), fd;
+	int g = any(state, nr_groups);
 
 	if (shared.group[g] >= 0 && any(state, 4))
 		return;
@@ -132,10 +150,33 @@ static void race_open(uint64_t *state)
 	/* Its devices' own files can only be bound while nobody has it. */
 	if (has_iommufd && any(state, 4))
 		return;
-	fd = open_group_number(groups[g].number);
-	ALLOW("opening a group", fd, -EBUSY, -ENOENT, -ENODEV, -ENXIO);
-	if (fd >= 0)
-		put_fd(&shared.group[g], fd);
+	race_open_group(g);
+}
+
+static void join(int group, int container)
+{
+	ALLOW("VFIO_GROUP_SET_CONTAINER", call(group_join(group, container)), -ENODEV, -EBUSY,
+	      -EBADFD);
+}
+
+static void set_iommu(int container)
+{
+	ALLOW("VFIO_SET_IOMMU", call(container_set_iommu(container)), -EBUSY, -ENODEV);
+}
+
+/* All that makes a VM non-coherent, one after the other; at random it hardly ever is. */
+static void race_attached(uint64_t *state)
+{
+	int device = shared.device[any(state, RACE_VMS)], g = any(state, nr_groups), container;
+
+	/* While groups are open their devices' own files cannot be bound. */
+	if (has_iommufd && any(state, 3))
+		return;
+	race_open_group(g);
+	container = shared.container[any(state, RACE_CONTAINERS)];
+	join(shared.group[g], container);
+	set_iommu(container);
+	ALLOW("ADD", call(kvm_vfio_add(device, shared.group[g])), -EEXIST);
 }
 
 static void race_container(uint64_t *state)
@@ -148,14 +189,13 @@ static void race_container(uint64_t *state)
 		put_fd(&shared.container[any(state, RACE_CONTAINERS)], open_container());
 		break;
 	case 1 ... 6:
-		ALLOW("VFIO_GROUP_SET_CONTAINER", call(group_join(group, container)), -ENODEV,
-		      -EBUSY, -EBADFD);
+		join(group, container);
 		break;
 	case 7 ... 9:
 		ALLOW("VFIO_GROUP_UNSET_CONTAINER", call(group_leave(group)), -EBUSY, -ENODEV);
 		break;
 	default:
-		ALLOW("VFIO_SET_IOMMU", call(container_set_iommu(container)), -EBUSY, -ENODEV);
+		set_iommu(container);
 	}
 }
 
@@ -217,6 +257,9 @@ static void race_cdev(uint64_t *state)
 		ALLOW("VFIO_DEVICE_BIND_IOMMUFD", ret, -EBUSY, -ENODEV);
 		if (!ret)
 			attach_cdev(fd, state);
+		if (!ret && any(state, 2))
+			ALLOW("ADD", call(kvm_vfio_add(shared.device[any(state, RACE_VMS)], fd)),
+			      -EEXIST);
 	}
 	put_fd(&shared.cdev[place], fd < 0 ? -1 : fd);
 }
@@ -280,15 +323,229 @@ static void race_life(uint64_t *state)
 	close(vm_first ? device : vm);
 }
 
+static void race_memslot(uint64_t *state)
+{
+	struct vm *vm = &shared.vm[any(state, RACE_VMS)];
+	struct kvm_userspace_memory_region region = {
+		.slot = 1, .guest_phys_addr = MISSING_PAGE, .userspace_addr = (uintptr_t)vm->memory,
+		.memory_size = any(state, 2) ? 4096 : 0,
+	};
+
+	/* Not there to be deleted: EINVAL */
+	ALLOW("KVM_SET_USER_MEMORY_REGION",
+	      call(ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region)), -EEXIST);
+}
+
+/* A process that has a copy of every descriptor, and ends */
+static void race_fork(uint64_t *state)
+{
+	pid_t pid;
+
+	if (any(state, 4))
+		return;
+	pid = fork();
+	if (!pid)
+		_exit(0);
+	if (pid > 0)
+		waitpid(pid, NULL, 0);
+}
+
+static void race_cpu(uint64_t *state)
+{
+	int ret;
+
+	if (any(state, 16) || pthread_mutex_trylock(&shared.cpu))
+		return;
+	ret = put(CPU1, "0");
+	ALLOW("a CPU that goes", ret, -EBUSY);
+	if (!ret)
+		ALLOW("a CPU that comes", put(CPU1, "1"), -EBUSY);
+	pthread_mutex_unlock(&shared.cpu);
+}
+
+static void race_unload(uint64_t *state)
+{
+	static const char *const used[] = { "kvm", "kvm_amd", "vfio" };
+	const char *name = used[any(state, ARRAY_SIZE(used))];
+	int ret = try_unload(name);
+
+	if (ret != -EWOULDBLOCK && ret != -EBUSY)
+		race_fails("unloading %s, which is used: %s", name, name_of(ret));
+}
+
 static void race_bind(uint64_t *state)
 {
 	int device = any(state, nr_devices);
 
-	if (devices[device].emulated)
+	/* Not all the time, so that groups can be attached */
+	if (devices[device].emulated || any(state, 4)) {
+		usleep(1000);
 		return;
+	}
 	/* Waits for who has it open, and somebody will close it. */
 	bind_device(device, false);
 	bind_device(device, true);
+}
+
+/* ---- all of them stop ---------------------------------------------------- */
+
+static int differs(char *why, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(why, sizeof(race->why), format, args);
+	va_end(args);
+	return 1;
+}
+
+/* Lines of TEXT that begin with what fdinfo has of a file, and end so */
+static unsigned int count_lines(const char *text, const char *end)
+{
+	unsigned int count = 0, length = strlen(end);
+	const char *line = text, *next;
+
+	for (; (next = strchr(line, '\n')); line = next + 1)
+		count += !strncmp(line, "file:\t", 6) && next - line > length &&
+			 !strncmp(next - length, end, length);
+	return count;
+}
+
+static bool is_flushed(struct vm *vm)
+{
+	uint64_t before;
+	int ret;
+
+	pin(0, 0);
+	before = flushes_counted();
+	ret = run_guest(vm->vcpu[0], vm->run[0], false);
+	if (ret)
+		race_fails("a guest that executes WBINVD: %s", name_of(ret));
+	ret = flushes_counted() > before;
+	pin(0, -1);
+	return ret;
+}
+
+/* One VM's device, fdinfo, debugfs, and its guest */
+static int compare_vm(int v, char *why)
+{
+	struct kvm_vfio_vm_state is = {};
+	int device = shared.device[v], ret;
+	char path[60], text[4000];
+	long flag, changes;
+	bool flushed;
+
+	if (device < 0)
+		return 0;
+	ret = call(kvm_vfio_attr(device, KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
+				 KVM_DEV_VFIO_STATE_VM, &is));
+	if (ret)
+		return differs(why, "reading the state of VM %d: %s", v, name_of(ret));
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", device);
+	get_text(path, text, sizeof(text));
+	if (count_lines(text, "") != is.files ||
+	    count_lines(text, " not-enforced") != is.noncoherent_files)
+		return differs(why, "VM %d has %u files, %u non-coherent, and in fdinfo %s", v,
+			       is.files, is.noncoherent_files, text);
+	flag = vm_number(getpid(), shared.vm[v].fd, "noncoherent_dma");
+	changes = vm_number(getpid(), shared.vm[v].fd, "noncoherent_dma_changes");
+	if (flag != !!is.noncoherent_files || flag != is.noncoherent || changes % 2 != flag)
+		return differs(why, "VM %d: flag %u, in debugfs %ld after %ld changes, non-coherent %u",
+			       v, is.noncoherent, flag, changes, is.noncoherent_files);
+	flushed = is_flushed(&shared.vm[v]);
+	if (flushed != flag)
+		return differs(why, "VM %d: a WBINVD has %sreached the CPU, with the flag %ld", v,
+			       flushed ? "" : "not ", flag);
+	race->seen[flag]++;
+	return 0;
+}
+
+static bool group_can_be_coherent(int g)
+{
+	int i;
+
+	for (i = 0; i < nr_devices; i++)
+		if (devices[i].group == g && !devices[i].coherent_at_first)
+			return false;
+	return true;
+}
+
+/* What it is to all VMs, or ~0 if none tracks it; and is it possible? */
+static int compare_group(int g, char *why)
+{
+	struct vfio_group_status status = { .argsz = sizeof(status) };
+	int v, ret, fd = shared.group[g];
+	unsigned int is = ~0u;
+
+	if (fd < 0)
+		return 0;
+	for (v = 0; v < RACE_VMS; v++) {
+		struct kvm_vfio_file_state file = { .fd = fd };
+
+		ret = shared.device[v] < 0 ? -ENOENT :
+		      call(kvm_vfio_attr(shared.device[v], KVM_GET_DEVICE_ATTR,
+					 KVM_DEV_VFIO_STATE, KVM_DEV_VFIO_STATE_FILE, &file));
+		if (ret == -ENOENT)
+			continue;
+		if (ret || (is != ~0u && is != file.coherency))
+			return differs(why, "group %d: %s, %u to VM %d, %u to others", g,
+				       name_of(ret), file.coherency, v, is);
+		is = file.coherency;
+	}
+	if (is == ~0u || ioctl(fd, VFIO_GROUP_GET_STATUS, &status) || groups[g].emulated)
+		return 0;
+	if (!(status.flags & VFIO_GROUP_FLAGS_CONTAINER_SET) && is != KVM_VFIO_FILE_NOT_ATTACHED)
+		return differs(why, "group %d is %u, and has no container", g, is);
+	if (is == KVM_VFIO_FILE_ENFORCED && !group_can_be_coherent(g))
+		return differs(why, "group %d is coherent, its device is not", g);
+	return 0;
+}
+
+static int compare_all(char *why)
+{
+	long expected = 0, is;
+	int i;
+
+	for (i = 0; i < RACE_VMS; i++) {
+		if (compare_vm(i, why))
+			return 1;
+		expected += vm_number(getpid(), shared.vm[i].fd, "noncoherent_dma");
+	}
+	for (i = 0; i < nr_groups; i++)
+		if (compare_group(i, why))
+			return 1;
+	is = get_number(DEBUGFS "kvm/noncoherent_dma");
+	return is == expected ? 0 :
+	       differs(why, "%ld VMs are non-coherent instead of %ld", is, expected);
+}
+
+/*
+ * The thread that binds devices does not stop in the middle of it. Either it waits for a
+ * device to be closed, which nobody does now, or it is through in a moment.
+ */
+static void compare(void)
+{
+	char why[sizeof(race->why)];
+	int tries;
+
+	for (tries = 0; tries < 300; tries++) {
+		if (!compare_all(why)) {
+			race->compared++;
+			return;
+		}
+		usleep(10000);
+	}
+	race_fails("%s", why);
+}
+
+static void stop(void)
+{
+	if (pthread_barrier_wait(&shared.stop) == PTHREAD_BARRIER_SERIAL_THREAD) {
+		shared.stopped = true;
+		compare();
+		shared.stopped = false;
+	}
+	pthread_barrier_wait(&shared.stop);
 }
 
 static void *race_thread(void *arg)
@@ -297,17 +554,23 @@ static void *race_thread(void *arg)
 		race_track, race_track, race_track, race_container, race_container,
 		race_container, race_open, race_opened, race_run, race_run, race_read,
 		race_device, race_life, race_cdev, race_cdev, race_attach, race_attach,
+		race_attached, race_attached, race_attached, race_attached, race_memslot,
+		race_fork, race_cpu, race_unload, race_cdev, race_cdev, race_attach,
 	};
 	long number = (long)arg;
 	uint64_t state = options.seed * 1000003ULL + number;
 	int i;
 
-	for (i = 0; i < options.rounds; i++) {
-		if (number == THREADS)
+	for (i = 0; i < options.rounds; i++, race->done++) {
+		if (number == THREADS) {
+			while (shared.stopped)
+				usleep(1000);
 			race_bind(&state);
-		else
-			what[any(&state, ARRAY_SIZE(what))](&state);
-		race->done++;
+			continue;
+		}
+		what[any(&state, ARRAY_SIZE(what))](&state);
+		if (!stock && (i + 1) % (options.rounds / STOPS ?: 1) == 0)
+			stop();
 	}
 	return NULL;
 }
@@ -399,6 +662,7 @@ static void __attribute__((noreturn)) be_race(void)
 	if (has_iommufd)
 		race_iommufd();
 	race_vms();
+	pthread_barrier_init(&shared.stop, NULL, THREADS);
 	pin(0, -1);
 	for (i = 0; i <= THREADS; i++)
 		if (pthread_create(&threads[i], NULL, race_thread, (void *)i))
@@ -460,6 +724,9 @@ void test_races(void)
 		fail("nothing was ever attached by iommufd");
 	if (has_pasids && race->done > 2000 && !race->by_pasid)
 		fail("nothing was ever attached by a PASID");
-	printf("# %ld calls by %d threads, %ld of them attached by iommufd, %ld by a PASID\n",
-	       race->done, THREADS + 1, race->attached, race->by_pasid);
+	if (!stock && !race->compared)
+		fail("the threads were never compared");
+	printf("# %ld calls by %d threads, %ld of them attached by iommufd, %ld by a PASID; in %ld stops VMs were coherent %ld times, non-coherent %ld times\n",
+	       race->done, THREADS + 1, race->attached, race->by_pasid, race->compared,
+	       race->seen[0], race->seen[1]);
 }

@@ -877,8 +877,7 @@ static void step_cpu(const struct step *step)
 
 	if (online == cpu1_online)
 		return;
-	expect("a CPU that goes or comes",
-	       put("/sys/devices/system/cpu/cpu1/online", "%d", online), 0);
+	expect("a CPU that goes or comes", put(CPU1, "%d", online), 0);
 	cpu1_online = online;
 }
 

@@ -199,7 +199,7 @@ void restore_devices(void)
 	int i;
 
 	if (sysconf(_SC_NPROCESSORS_ONLN) < CPUS)
-		must_put("/sys/devices/system/cpu/cpu1/online", "1");
+		must_put(CPU1, "1");
 	for (i = 0; i < nr_devices; i++) {
 		const struct device *device = &devices[i];
 
@@ -289,7 +289,7 @@ const char *references_left(void)
 
 static void set_cpu1(bool online)
 {
-	must_put("/sys/devices/system/cpu/cpu1/online", "%d", online);
+	must_put(CPU1, "%d", online);
 }
 
 /*
