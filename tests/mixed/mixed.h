@@ -3,7 +3,8 @@
  * What the cases of mixed_test share: mixed_model.c has the model, the steps, and the
  * comparison; mixed_test.c the cases of devices and groups, mixed_last.c those in which
  * the last non-coherent one leaves, mixed_held.c those in which a thread is held,
- * mixed_iommufd.c those with iommufd, mixed_walk.c the random walk.
+ * mixed_iommufd.c those with iommufd, mixed_memcg.c those without memory, mixed_walk.c the
+ * random walk.
  */
 #ifndef LAB_MIXED_H
 #define LAB_MIXED_H
@@ -171,6 +172,6 @@ void release_answer(void);
 void tear_down_iommufd(void);
 void choose_walk(int argc, char **argv);
 
-extern const struct suite last_suite, held_suite, iommufd_suite, walk_suite;
+extern const struct suite last_suite, held_suite, iommufd_suite, memcg_suite, walk_suite;
 
 #endif

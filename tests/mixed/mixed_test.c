@@ -430,10 +430,12 @@ int main(int argc, char **argv)
 	static const struct program program = { prepare, set_up, tear_down };
 	static const struct suite *const suites[] = {
 		&suite, &last_suite, &held_suite, &walk_suite,
-	}, *const iommufd_suites[] = { &iommufd_suite };
+	}, *const iommufd_suites[] = { &iommufd_suite }, *const memcg_suites[] = { &memcg_suite };
 
 	if (argc > 1 && !strcmp(argv[1], "iommufd"))
 		return run_tests(&program, iommufd_suites, ARRAY_SIZE(iommufd_suites), "");
+	if (argc > 1 && !strcmp(argv[1], "memcg"))
+		return run_tests(&program, memcg_suites, ARRAY_SIZE(memcg_suites), "");
 	choose_walk(argc, argv);
 	return run_tests(&program, suites, ARRAY_SIZE(suites), "");
 }
