@@ -8,6 +8,12 @@ Each patch changes one file of the repository. Its head says which checks have t
 
     # noticed by: vfio_dev_test-on mixed
 
+If what it breaks shows itself only to a kernel that watches itself (build/debug-kernel), it says
+
+    # kernel: debug
+
+and the checks run with that one. The first such mutant of a base takes as long as that kernel.
+
 NAME.6.12.patch is for Linux 6.12 and newer; of several such, the newest that is not newer than the
 base counts, and one without a change ends it there.
 
@@ -41,6 +47,8 @@ class Mutant:
         self.text = read(path)
         noticed = re.search(r"^# noticed by: (.+)$", self.text, re.M)
         self.checks = noticed[1].split() if noticed else []
+        kernel = re.search(r"^# kernel: (.+)$", self.text, re.M)
+        self.kernel = kernel[1] if kernel else "debian"
         self.files = re.findall(r"^\+\+\+ b/(\S+)", self.text, re.M)
 
     def apply(self, top, *options):
@@ -116,14 +124,23 @@ def what_else(checks):
         yield "iommufd"
 
 
-def run_checks(base, name, checks):
+def builds(base, kernel, checks):
+    """What a kernel and its modules are made by."""
+    if kernel == "debian":
+        return [["make", "modules", "programs", *what_else(checks)]]
+    return [["build/debug-kernel", base, kernel], ["make", "programs"],
+            ["tests/fixtures/build", base, kernel]]
+
+
+def run_checks(base, kernel, name, checks):
     """Returns (how many cases failed, what was said, with the first such case or broken run)."""
     log = os.path.join(COPY, "out", name + ".log")
-    if make(base, ["make", "modules", "programs", *what_else(checks)], log):
-        raise Problem(f"{name}: it does not build, see {os.path.relpath(log, TOP)}; "
+    for what in builds(base, kernel, checks):
+        if make(base, what, log):
+            raise Problem(f"{name}: it does not build, see {os.path.relpath(log, TOP)}; "
                           "correct the mutant.")
-    status = make(base, ["tests/check", "--base", base, "--only", f"^({'|'.join(checks)})-{base}$"],
-                  log)
+    status = make(base, ["tests/check", "--base", base, "--kernel", kernel,
+                         "--only", f"^({'|'.join(checks)})-{base}$"], log)
     with open(log, encoding="utf-8") as f:
         lines = f.read().strip().splitlines()
     counts = re.match(r"\d+ passed, (\d+) failed", lines[-1])
@@ -136,13 +153,14 @@ def run_checks(base, name, checks):
 
 
 def run_unbroken(base, todo):
-    checks = sorted({check for mutant in todo for check in mutant.checks})
     copy_repository(base)
-    failed, said = run_checks(base, "unbroken", checks)
-    if failed:
-        raise Problem(f"the checks fail with nothing broken: {said}; "
-                      "see out/mutants/out/unbroken.log.")
-    print(f"# nothing broken: {said}", flush=True)
+    for kernel in sorted({mutant.kernel for mutant in todo}):
+        checks = sorted({check for mutant in todo if mutant.kernel == kernel for check in mutant.checks})
+        failed, said = run_checks(base, kernel, f"unbroken-{kernel}", checks)
+        if failed:
+            raise Problem(f"the checks fail with nothing broken: {said}; "
+                          f"see out/mutants/out/unbroken-{kernel}.log.")
+        print(f"# nothing broken, {kernel} kernel: {said}", flush=True)
 
 
 def try_mutant(base, mutant):
@@ -152,7 +170,7 @@ def try_mutant(base, mutant):
     if why:
         return 0, why
     try:
-        return run_checks(base, mutant.name, mutant.checks)
+        return run_checks(base, mutant.kernel, mutant.name, mutant.checks)
     except Problem as problem:              # the others can still be tried
         return 0, str(problem)
 
