@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Commands that run beside each other, and end together."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,20 +14,27 @@ running = set()
 lock = threading.Lock()
 
 
-def run(command, **environment):
-    """Run one command; returns (status, its output, its errors). stop() ends it, and what it
-    started."""
-    child = subprocess.Popen(command, cwd=TOP, env={**os.environ, **environment},
-                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True, errors="replace",
-                             start_new_session=True)
+@contextlib.contextmanager
+def started(command, **options):
+    """One command, with these options of Popen. stop() ends it, and what it started."""
+    child = subprocess.Popen(command, cwd=TOP, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                             text=True, errors="replace", start_new_session=True, **options)
     with lock:
         running.add(child)
     if stopping.is_set():               # before it was among those that stop() looks at
         kill()
-    out, err = child.communicate()
-    with lock:
-        running.discard(child)
+    try:
+        yield child
+    finally:
+        child.wait()
+        with lock:
+            running.discard(child)
+
+
+def run(command, **environment):
+    """Run one command; returns (status, its output, its errors)."""
+    with started(command, env={**os.environ, **environment}, stderr=subprocess.PIPE) as child:
+        out, err = child.communicate()
     return child.returncode, out, err
 
 

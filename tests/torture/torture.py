@@ -26,6 +26,7 @@ import threading
 import time
 
 from kit import bases
+from kit import children
 from kit.common import TOP, Problem
 
 Host = collections.namedtuple("Host", "options memtypes", defaults=[False])
@@ -90,11 +91,10 @@ class Run:
 
     def go(self):
         start = time.monotonic()
-        with subprocess.Popen(self.command, cwd=TOP, stdin=subprocess.DEVNULL, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-            for line in process.stdout:
+        with children.started(self.command, stderr=subprocess.STDOUT) as child:
+            for line in child.stdout:
                 self.hear(line.rstrip("\n"))
-        self.status = process.returncode
+        self.status = child.returncode
         say(f"{'ok' if self.good() else 'not ok'} {self.name} # {self.what}: {self.done} steps, "
             f"{time.monotonic() - start:.0f} s")
         return self
@@ -135,8 +135,15 @@ def main():
     if not runs:
         raise Problem("there is nothing to run.")
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        for future in [pool.submit(run.go) for run in runs]:
-            future.result()
+        futures = [pool.submit(run.go) for run in runs]
+        try:
+            for future in futures:
+                future.result()
+        except KeyboardInterrupt:
+            for future in futures:
+                future.cancel()
+            children.stop()
+            raise
     failed = [run for run in runs if not run.good()]
     for run in failed:
         say("\n".join([f"# {run.name} ({run.what}):", *run.said[-120:]]))
