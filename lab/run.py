@@ -82,7 +82,7 @@ HARMLESS = re.compile(r"(Speculative Return Stack Overflow|RETBleed|Spectre V2.*
 # Where a run leaves what these kernels record
 RECORDS = {"debug": "locks", "coverage": "gcov"}
 # Both are asked to let allocations fail, and tell of some of them who called.
-FAILED_ALLOCATION = re.compile(r"((?:vmalloc error|page allocation failure): .*\n"
+FAILED_ALLOCATION = re.compile(r"((?:vmalloc error: |page allocation failure: |alloc_cpumask_var: failed).*\n"
                                r"(?:.*(?:CPU: |Tainted: |Hardware name: ).*\n)*.*)Call Trace:")
 TAINT_DIE, TAINT_WARN = 1 << 7, 1 << 9
 
