@@ -86,7 +86,7 @@ static void open_containers(void)
 /* The steps from PICKED_FROM on are picked, when it is their turn. */
 static void __attribute__((noreturn)) be_walk(int picked_from)
 {
-	bool replay = picked_from >= walk->count && !fuzzing;
+	bool replay = picked_from >= walk->count && !fuzzing, with_faults = faults;
 	double begin, done;
 
 	if (setjmp(test_end))
@@ -100,6 +100,8 @@ static void __attribute__((noreturn)) be_walk(int picked_from)
 	for (walk->at = 0; walk->at < walk->count; walk->at++) {
 		struct step *step = &walk->steps[walk->at];
 
+		/* They are slow, and there has to be something that can go wrong. */
+		faults = with_faults && walk->at >= walk->count / 3;
 		if (walk->at >= picked_from)
 			pick_step(step);
 		fuzz_reset();
