@@ -423,6 +423,9 @@ def sparse_build(source, tree, name):
         if done.returncode:
             write(log, done.stdout + done.stderr)
             raise Problem(f"cannot configure the kernel: see {rel(log)}.")
+        if bases.fact(source.base, "iommufd") and "\nCONFIG_IOMMUFD=m\n" not in read(os.path.join(build, ".config")):
+            raise Problem(f"IOMMUFD did not stay set in {rel(build)}/.config; "
+                          "correct iommufd in bases/project.toml.")
         write(asked, wanted)
     with open(log, "w", encoding="utf-8") as f:
         status = subprocess.run([*make, "C=2", "CF=-D__CHECK_ENDIAN__", *bases.folders(source.base)],
