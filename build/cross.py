@@ -236,16 +236,17 @@ class Build:
 
 
 def try_target(base, target, tree, folder):
-    """The new warnings of one configuration, and how many there were in all."""
+    """The new warnings of one configuration, how many there were in all, and what was built."""
     out = os.path.join(TOP, "out", base)
     # W=1 says much of files that we do not touch, and can say nothing new of them but in our
     # headers: those are in the list, too.
     with open(os.path.join(out, ".tree.state"), encoding="utf-8") as f:
         touched = set(json.load(f)["files"])
-    now = findings.compiler(Build(base, target, tree, folder).build())
+    build = Build(base, target, tree, folder)
+    now = findings.compiler(build.build())
     now.list = [finding for finding in now.list if finding[0] in touched]
     if not now.list:
-        return [], 0
+        return [], 0, build.folders
     # The base's own device is always there.
     step(f"{target.name}: {len(now.list)} warnings; building the base for comparison")
     kept = os.path.join(out, "cross", target.name + ".base-warnings")
@@ -259,7 +260,7 @@ def try_target(base, target, tree, folder):
         write(kept, "\n".join([key.hexdigest(), *[line for _, _, line in before.list]]) + "\n")
         shutil.rmtree(stock.output)
     before = findings.compiler(read(kept))
-    return findings.new_ones(before.list, now.list), len(now.list)
+    return findings.new_ones(before.list, now.list), len(now.list), build.folders
 
 
 def fingerprint(base, target):
@@ -291,10 +292,10 @@ def perform(base, target, tree):
     if os.path.exists(done):
         os.unlink(done)
     try:
-        new, all_ = try_target(base, target, tree or os.path.join(out, "tree"), folder)
+        new, all_, folders = try_target(base, target, tree or os.path.join(out, "tree"), folder)
     except Problem as problem:
         return f"not ok %d {target.name}", [str(problem)]
-    note = f"{', '.join(target.folders)}: {all_ - len(new)} warnings of the base's"
+    note = f"{', '.join(folders)}: {all_ - len(new)} warnings of the base's"
     seconds = f"{time.monotonic() - start:.0f} s"
     if new:
         notes = [line for _, _, line in new[:SHOWN]]
