@@ -20,8 +20,10 @@
  * They need root, /dev/kvm and devices bound to vfio-pci, each alone in its IOMMU
  * group: two of them and two CPUs for everything.  They are
  *
- *   VFIO_DEV_TEST_DEVS="0000:00:03.0 0000:00:04.0"	(or LAB_EDU), or
+ *   the last words of the command line, as ../vfio/scripts/run.sh gives them, or
  *   VFIO_DEV_TEST_GROUPS="12 13"	VFIO groups of any kind of device, or
+ *   VFIO_DEV_TEST_DEVS="0000:00:03.0 0000:00:04.0", or
+ *   VFIO_SELFTESTS_BDF=0000:00:03.0	as the selftests of VFIO are told, or LAB_EDU, or
  *   every device bound to vfio-pci that nobody has open.
  *
  * What the host cannot show is skipped, and the reason given;
@@ -830,16 +832,39 @@ static inline void offer_number(const char *nr)
 	offer_group(atoi(nr), "");
 }
 
-static inline void find_groups(void)
+static inline bool is_bdf(const char *word)
+{
+	unsigned int segment, bus, device, function;
+	int length = 0;
+
+	return sscanf(word, "%4x:%2x:%2x.%1x%n", &segment, &bus, &device, &function,
+		      &length) == 4 && !word[length];
+}
+
+/* Are there words at the end of the command line that name devices? */
+static inline bool offer_last_words(int argc, char **argv)
+{
+	int first = argc, i;
+
+	while (first > 1 && is_bdf(argv[first - 1]))
+		first--;
+	for (i = first; i < argc; i++)
+		offer_device(argv[i]);
+	return first < argc;
+}
+
+static inline void find_groups(int argc, char **argv)
 {
 	const char *groups = getenv("VFIO_DEV_TEST_GROUPS");
-	const char *devs = getenv("VFIO_DEV_TEST_DEVS") ?: getenv("LAB_EDU");
+	const char *devs = getenv("VFIO_DEV_TEST_DEVS") ?: getenv("VFIO_SELFTESTS_BDF") ?:
+		getenv("LAB_EDU");
+	bool named = offer_last_words(argc, argv);
 
-	if (groups)
+	if (!named && groups)
 		offer_words(groups, offer_number);
-	else if (devs)
+	else if (!named && devs)
 		offer_words(devs, offer_device);
-	else
+	else if (!named)
 		offer_all_devices();
 	if (!host.nr_groups)
 		snprintf(host.no_group, sizeof(host.no_group),
@@ -889,7 +914,7 @@ static inline void find_probe(void)
 			 "no kprobe on wbinvd_ipi() by perf_event_open: %s", strerror(-ret));
 }
 
-static inline void find_out(void)
+static inline void find_out(int argc, char **argv)
 {
 	const char *strict = getenv("VFIO_DEV_TEST_STRICT");
 
@@ -899,7 +924,7 @@ static inline void find_out(void)
 		abort();
 	find_cpus();
 	find_kvm();
-	find_groups();
+	find_groups(argc, argv);
 	ask_iommu();
 	find_probe();
 	printf("# %d VFIO groups, %d CPUs, IOMMU %s coherency%s%s\n", host.nr_groups,
@@ -1039,7 +1064,7 @@ static inline int attached_state(void)
 static inline int run_tests(int argc, char **argv)
 {
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	find_out();
+	find_out(argc, argv);
 	return test_harness_run(argc, argv);
 }
 
