@@ -407,6 +407,25 @@ def check_coccicheck(source):
 
 # --- sparse ----------------------------------------------------------------------------------
 
+# What Linux 7.3 uses and Debian's sparse does not know, and what does for it. Without the first the
+# kernel does not call it (checker-valid.sh). Each use of the second, in MODULE_INFO(), is an error to it,
+# and after one it gives no more warnings of a file.
+UNKNOWN = ["-D__typeof_unqual__=__typeof__", "-D'__builtin_strlen(x)=(sizeof(x)-1)'"]
+USES = """
+static __typeof_unqual__(int) v;
+_Static_assert(__builtin_strlen("abc") == 3, "");
+"""
+
+
+def sparse_flags(source):
+    """CF= for make."""
+    flags = ["CF=-D__CHECK_ENDIAN__"]
+    if os.path.exists(source.path("scripts/checker-valid.sh")):
+        knows = run([*kbuild.in_root(source.base), "sparse", "-"], input=USES)
+        flags += UNKNOWN if "error:" in knows.stderr else []
+    return " ".join(flags)
+
+
 def sparse_build(source, tree, name):
     """What sparse says of the modules of a tree, built in a folder of its own."""
     build = os.path.join(source.log, f"build-{name}")
@@ -428,7 +447,7 @@ def sparse_build(source, tree, name):
                           "correct iommufd in bases/project.toml.")
         write(asked, wanted)
     with open(log, "w", encoding="utf-8") as f:
-        status = subprocess.run([*make, "C=2", "CF=-D__CHECK_ENDIAN__", *bases.folders(source.base)],
+        status = subprocess.run([*make, "C=2", sparse_flags(source), *bases.folders(source.base)],
                                 stdin=subprocess.DEVNULL, stdout=f, stderr=f, check=False)
     text = source.relative(read(log))
     if status.returncode:
@@ -449,7 +468,7 @@ def check_sparse(source):
     with open(os.path.join(source.out, ".stock.state"), encoding="utf-8") as f:
         key = hashlib.sha256("\n".join([
             version.stdout, json.load(f)["source"], read(os.path.join(source.out, "debian/version")),
-            *bases.folders(source.base)]).encode()).hexdigest()
+            sparse_flags(source), *bases.folders(source.base)]).encode()).hexdigest()
     cache = os.path.join(source.log, "cache", f"sparse-{key}")
     with common.lock(source.base, "sparse"):
         if not os.path.exists(cache):
