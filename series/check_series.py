@@ -94,7 +94,7 @@ def faults_of_letter(path):
 
 def faults_of_text(text):
     """What export should have replaced, or taken out."""
-    for word in re.findall(r"@[A-Z]+@|^# (?:(?:from|before) .*|package$)", text, re.M):
+    for word in re.findall(r"@[A-Z]+@|^# (?:from|before|package)\b.*", text, re.M):
         yield f"'{word}' is left in it"
 
 
@@ -359,8 +359,13 @@ def numbered(source, folder, names):
     """What git am, b4 and readers know a series by."""
     faults = []
     letter = tree.read_text(os.path.join(folder, LETTER))
-    if re.findall(r"^base-commit: (.*)", letter, re.M) != [source.base_commit()]:
-        faults.append(f"{LETTER} does not name the commit that the series is for (base-commit:)")
+    commit = source.base_commit()
+    if re.findall(r"^base-commit: (.*)", letter, re.M) != ([commit] if commit else []):
+        faults.append(f"{LETTER} does not name the commit that the series is for (base-commit:)" if
+                      commit else f"{LETTER} names a commit (base-commit:) that nobody else has")
+    if source.mailed != bool(re.search(r"^To: (?:.*\n )*.*@.*\n(?:.*\n)*?Cc: ", letter, re.M)):
+        faults.append(f"{LETTER} is {'' if source.mailed else 'not '}for the kernel's maintainers "
+                      "and lists (To:, Cc:)")
     if len(re.findall(r"^change-id: \d{8}-[a-z0-9-]+-[0-9a-f]{12}$", letter, re.M)) != 1:
         faults.append(f"{LETTER} does not say by what the series is known (change-id:)")
     digits = len(str(len(names)))

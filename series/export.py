@@ -38,6 +38,7 @@ import tarfile
 import tempfile
 
 from kit import bases
+from kit import common
 from kit.common import TOP, Problem
 from series import assemble as tree
 from series.patches import SERIES, parse_series
@@ -61,6 +62,9 @@ FORMAT = ["--no-signature", "--zero-commit", "--no-thread", "--no-attach", "--no
           "--break-rewrites=20%/30%"]
 # By which b4 knows the versions of a series to be of one: when and as what it began
 CHANGE = "20261126-kvm-vfio-external-users"
+# For which kernels a paragraph of a message is
+WHEN = re.compile(r"# (?=package|from|before)(?P<package>package)?(?: ?from (?P<since>\S+))?"
+                  r"(?: ?before (?P<until>\S+))?\n")
 # As the kernel's own .gitattributes: a label is not the name of a function.
 ATTRIBUTES = "*.[ch] diff=cpp\n"
 
@@ -176,27 +180,38 @@ def assign(patches):
     return chosen
 
 
+def is_for(when, base, package):
+    """Is a paragraph that WHEN stands before for this base?"""
+    def reached(other):
+        return bases.in_force([other], base) is not None
+    return ((package or not when["package"]) and
+            (not when["since"] or reached(when["since"])) and
+            (not when["until"] or not reached(when["until"])))
+
+
 def message(name, base, version, package=True):
     """Subject and body of series/messages/NAME, for this base.
 
     A paragraph after a line "# from 6.12" is for Linux 6.12 and newer, after
-    "# before 6.12" for older ones, after "# package" for Debian's source.
+    "# before 6.12" for older ones, after "# package" for Debian's source; after
+    "# package from 6.1 before 7.3" for what is all of that.
     """
     path = os.path.join(TOP, MESSAGES, name)
     if not os.path.exists(path):
         raise Problem(f"{MESSAGES}/{name} is missing; write the message of that patch.")
     kept = []
     for paragraph in re.split(r"\n{2,}", tree.read_text(path).strip("\n")):
-        when = re.match(r"# (from|before) (\S+)\n", paragraph)
-        if when and when[2] not in bases.names():
-            raise Problem(f"{MESSAGES}/{name}: there is no base {when[2]}.")
+        when = WHEN.match(paragraph)
+        for other in filter(None, when.group("since", "until") if when else ()):
+            if other not in bases.names():
+                raise Problem(f"{MESSAGES}/{name}: there is no base {other}.")
         if re.search(r"\n# (from|before|only|package)\b|^# only ", paragraph):
             raise Problem(f"{MESSAGES}/{name}: '# from' and '# before' must begin a paragraph.")
-        if paragraph.startswith("# package\n"):
-            kept += [paragraph.partition("\n")[2]] if package else []
-        elif not when or (when[1] == "from") == (bases.in_force([when[2]], base) is not None):
+        if not when or is_for(when, base, package):
             kept.append(paragraph[when.end():] if when else paragraph)
     text = "\n\n".join(kept).replace("@BASE@", base).replace("@VERSION@", version)
+    # Of Debian's versions what is upstream's
+    text = text.replace("@UPSTREAM@", version.split("-")[0])
     subject, _, body = text.partition("\n")
     return subject, body.strip("\n")
 
@@ -251,14 +266,39 @@ class Source:
         self.files = {}
         self.kernel = f"Linux {base}"
         # Mainline's newest is what patches are for that have no other number.
-        self.prefix = "PATCH" if base == bases.names()[-1] else f"PATCH {base}"
+        self.mailed = base == bases.names()[-1]
+        self.prefix = "PATCH" if self.mailed else f"PATCH {base}"
 
     # Is it Debian's package?
     packaged = True
 
     def base_commit(self):
-        """What git am is to apply the series to, if that is known."""
-        return self.git("rev-parse", "base").decode().strip()
+        """What git am is to apply the series to, if that is known. Those whom it is mailed to have
+        no such commit, and b4 would look for it."""
+        return None if self.mailed else self.git("rev-parse", "base").decode().strip()
+
+    def recipients(self, paths):
+        """Whom the kernel's own script names for these files, as options of git format-patch."""
+        if not self.mailed:
+            return []
+        common.need("series/assemble", self.base)
+        at = tree.Base(self.base, "tree").tree
+        # That file is everybody's.
+        paths = [path for path in sorted(paths) if path != "MAINTAINERS" and
+                 os.path.isfile(os.path.join(at, path))]
+
+        def ask(*who):
+            done = subprocess.run(["scripts/get_maintainer.pl", "--no-git", "--no-git-fallback",
+                                   "--no-rolestats", *who, "-f", *paths],
+                                  cwd=at, env=self.env(), capture_output=True, text=True,
+                                  check=False)
+            if done.returncode:
+                raise Problem(f"scripts/get_maintainer.pl of Linux {self.base} says: "
+                              f"{done.stderr.strip()}")
+            return [line for line in done.stdout.splitlines() if "@" in line]
+        to = ask("--no-l", "--no-r")
+        return [*(f"--to={line}" for line in to),
+                *(f"--cc={line}" for line in ask("--no-m") if line not in to)]
 
     def ask_dpkg(self):
         if not bases.native(self.base):
@@ -391,6 +431,9 @@ class Onto(Source):
     """A kernel tree of the user's: of its files, those that the series touches as a commit."""
 
     packaged = False
+
+    # Who gets it is the user's to say.
+    mailed = False
 
     # pylint: disable-next=super-init-not-called
     def __init__(self, folder, base=None):
@@ -539,8 +582,8 @@ def commit_patches(source, patches, after, who):
     source.git("fast-import", "--quiet", "--force", "--date-format=raw", data=feed.getvalue())
 
 
-def format_patches(source, who, output, check=None):
-    """Write the mails to OUTPUT, if CHECK has nothing against them."""
+def format_patches(source, who, output, paths, check=None):
+    """Write the mails, of changes to PATHS, to OUTPUT, if CHECK has nothing against them."""
     name, mail, date = re.match(r"(.+) <(.+)> (.+)", who).groups()
     subject, body = message("cover-letter", source.base, source.version, source.packaged)
     tmp = f"{output}.tmp.{os.getpid()}"
@@ -549,7 +592,7 @@ def format_patches(source, who, output, check=None):
         shutil.rmtree(path, ignore_errors=True)
     try:
         source.git("-c", f"branch.{source.branch}.description={subject}\n\n{body}\n",
-                   "format-patch", *FORMAT, f"--subject-prefix={source.prefix}",
+                   "format-patch", *FORMAT, *source.recipients(paths), f"--subject-prefix={source.prefix}",
                    f"--output-directory={tmp}", f"base..{source.branch}",
                    GIT_AUTHOR_NAME=name, GIT_AUTHOR_EMAIL=mail, GIT_AUTHOR_DATE=date,
                    GIT_COMMITTER_NAME=name, GIT_COMMITTER_EMAIL=mail, GIT_COMMITTER_DATE=date)
@@ -596,7 +639,7 @@ def export(source, output, who, patches, chosen):
     commit_patches(source, [patch for patch, _ in wanted], after, who)
     check = None if source.packaged else lambda folder, names: source.try_on_copy(
         folder, names, after[-1])
-    return format_patches(source, who, output, check)
+    return format_patches(source, who, output, {path for state in after for path in state}, check)
 
 
 def main():
