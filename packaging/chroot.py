@@ -4,6 +4,7 @@
 What is done in one layer is not seen in another; all are memory, and gone with the process.
 """
 
+import copy
 import ctypes
 import glob
 import lzma
@@ -24,7 +25,10 @@ for word; do
 done
 [ -f "$folder/Kbuild" ] || exec /usr/bin/make.debian "$@"
 [ ! -e /built/fail ] || { echo "make: *** that was to be expected" >&2; exit 2; }
-cmp /built/set/SOURCE "$folder/SOURCE" && cp -r /built/set/. "$folder"
+for set in /built/*/; do
+	cmp -s "$set/SOURCE" "$folder/SOURCE" && cp -r "$set/." "$folder" && exit
+done
+exit 1
 """
 # make, with what it makes kept
 KEEPING = """#!/bin/sh
@@ -80,13 +84,23 @@ class Host:
         mount("-t", "tmpfs", "tmpfs", self.root + "/run")
         mount("--rbind", "/dev", self.root + "/dev")
         self.write("usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)
-        self.kernel = next(name for name in sorted(os.listdir(self.root + "/lib/modules"))
-                           if os.path.isdir(f"{self.root}/lib/modules/{name}/kernel"))
+        self.look_at(next(name for name in sorted(os.listdir(self.root + "/lib/modules"))
+                          if os.path.isdir(f"{self.root}/lib/modules/{name}/kernel")))
+
+    def look_at(self, kernel):
+        """The kernel that all else here is about."""
+        self.kernel = kernel
         self.version = re.search(r'" Debian (\S+)"', self.read(
             os.path.relpath(self.package_h(), self.root)))[1]
         # A newer kernel is in several; the hooks are called by the first of them.
         self.packages = [name for part in ("image", "binary", "modules") if os.path.exists(self.path(
-            f"var/lib/dpkg/info/{(name := f'linux-{part}-{self.kernel}')}.list"))]
+            f"var/lib/dpkg/info/{(name := f'linux-{part}-{kernel}')}.list"))]
+
+    def with_kernel(self, kernel):
+        """The same system, another kernel of it."""
+        other = copy.copy(self)
+        other.look_at(kernel)
+        return other
 
     def leave(self):
         """No more commands: its files only."""
@@ -165,7 +179,7 @@ class Host:
         self.write("usr/bin/make", script, 0o755)
 
     def use_stand_in(self, built):
-        shutil.copytree(built, self.path("built/set"), dirs_exist_ok=True)
+        shutil.copytree(built, self.path("built/" + os.path.basename(built)), dirs_exist_ok=True)
         self.replace_make(STAND_IN)
 
     def say_source(self, version):
@@ -183,9 +197,9 @@ class Host:
 class Package:
     """A package, and what dkms makes of its set for a host."""
 
-    def __init__(self, deb):
+    def __init__(self, deb, built=""):
         self.deb = deb
-        self.built = ""                 # where what make made is kept
+        self.built = built              # where what make made is kept
 
     def set_id(self, version):
         """Of the set that it has for a kernel's source."""
@@ -195,6 +209,10 @@ class Package:
             shell=True, capture_output=True, text=True, check=False)
         expect(done.returncode == 0, f"the package has no set for {version}: {done.stderr}")
         return done.stdout.split()[1]
+
+    def version(self):
+        return subprocess.run(["dpkg-deb", "-f", self.deb, "Version"], check=True,
+                              capture_output=True, text=True).stdout.strip()
 
     def copy(self, host):
         shutil.copy(self.deb, host.path("kvm-vfio.deb"))
