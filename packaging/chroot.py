@@ -68,6 +68,8 @@ class Host:
     work = None
     system = None
     count = 0
+    network = True                      # is there one for what is run in it?
+    environment = {}                    # what that finds in its environment beside the usual
 
     def __init__(self, below=()):
         Host.count += 1
@@ -136,11 +138,13 @@ class Host:
 
     def run(self, *words):
         """Exit status and all that it says."""
+        alone = [] if self.network else ["unshare", "--net"]
         done = subprocess.run(
-            ["chroot", self.root, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            [*alone, "chroot", self.root, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
             env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                 "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", "HOME": "/root"})
+                 "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", "HOME": "/root",
+                 **self.environment})
         log = f"out/host/install-{os.path.basename(self.system)}.log"
         with open(os.path.join(TOP, log), "a", encoding="utf-8") as log:
             log.write(f"## host {Host.count}: {' '.join(words)} -> {done.returncode}\n{done.stdout}\n")
