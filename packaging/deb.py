@@ -59,7 +59,9 @@ def put(path, text, mode=0o644):
 def copy_debian(values):
     """packaging/debian with @NAMES@ filled in."""
     for folder in ("debian", "installed"):
-        shutil.copytree(os.path.join(HERE, folder), os.path.join(OUT, "source", folder))
+        # Without their times: those before the commit's would stay in the package.
+        shutil.copytree(os.path.join(HERE, folder), os.path.join(OUT, "source", folder),
+                        copy_function=shutil.copy)
     for path in ("debian/control", "debian/copyright", "installed/kvm-vfio.8",
                  "debian/kvm-vfio-dkms.README.Debian"):
         text = common.read(os.path.join(OUT, "source", path))
@@ -97,15 +99,8 @@ def build(name, when):
     return path
 
 
-def main():
-    wanted = sys.argv[1:] or bases.names()
-    if unknown := [base for base in wanted if base not in bases.names()]:
-        raise Problem(f"there is no base {unknown[0]}, only {' and '.join(bases.names())}.")
-    name, when = version()
-    shutil.rmtree(os.path.join(OUT, "source"), ignore_errors=True)
-    for old in glob.glob(os.path.join(OUT, "kvm-vfio*")):
-        os.unlink(old)
-    kernels = [add_base(base, suite, when) for base in wanted for suite in bases.suites(base)]
+def make_source(name, when, kernels):
+    """All of the source package but the sets, which are there already."""
     date = email.utils.formatdate(when)
     copy_debian({"MAINTAINER": MAINTAINER, "KERNELS": "\n".join(kernels), "VERSION": name,
                  "SOURCES": ", ".join(kernel.split()[-1] for kernel in kernels)})
@@ -124,6 +119,18 @@ def main():
         conf += (f'BUILT_MODULE_NAME[{number}]="{module}"\n'
                  f'DEST_MODULE_LOCATION[{number}]="/updates/dkms"\n')
     put("made/dkms.conf", conf)
+
+
+def main():
+    wanted = sys.argv[1:] or bases.names()
+    if unknown := [base for base in wanted if base not in bases.names()]:
+        raise Problem(f"there is no base {unknown[0]}, only {' and '.join(bases.names())}.")
+    name, when = version()
+    shutil.rmtree(os.path.join(OUT, "source"), ignore_errors=True)
+    for old in glob.glob(os.path.join(OUT, "kvm-vfio*")):
+        os.unlink(old)
+    make_source(name, when, [add_base(base, suite, when) for base in wanted
+                             for suite in bases.suites(base)])
     step("building the package")
     path = build(name, when)
     shutil.rmtree(os.path.join(OUT, "source"))
