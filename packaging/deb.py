@@ -82,7 +82,7 @@ def add_base(base, suite, when):
     sets.pack(os.path.join(OUT, "source/made/sets", f"{source}.tar.xz"), files, when)
     _, blank = sets.make(state.tree, state.state["files"], NO_VERSION, NO_ID)
     if suite == bases.base(base)["suite"]:
-        put(f"made/patches/{base}.patch", sets.diff(state.pristine, blank))
+        put(f"made/patches/{base}.patch", sets.diff(state.pristine, blank, state.state["files"]))
     return f"  * {source}"
 
 

@@ -139,11 +139,15 @@ def pack(path, files, when):
                                      preset=9 | lzma.PRESET_EXTREME))
 
 
-def diff(original, files):
-    """The diff from a kernel's own folders to a set; ORIGINAL gives the base's content of a path."""
+def diff(original, files, changed):
+    """The diff from a kernel's own folders to a set; ORIGINAL gives the base's content of a path. What
+    is CHANGED and not in the set any more is removed."""
+    gone = [path for path in changed if path not in files and SOURCE.fullmatch(os.path.basename(path))
+            and os.path.dirname(path) in (*folders(), *bases.project()["sources"])]
     with tempfile.TemporaryDirectory() as work:
-        for path, data in files.items():
-            common.write(os.path.join(work, "b", path), data)
+        for path in (*files, *gone):
+            if path in files:
+                common.write(os.path.join(work, "b", path), files[path])
             pristine = original(path)
             if pristine is not None:
                 common.write(os.path.join(work, "a", path), pristine)
@@ -152,4 +156,6 @@ def diff(original, files):
         raise Problem(f"diff finds no difference: {done.stderr.decode()}")
     # Without the times of files that were made just now
     text = re.sub(rb"^((?:---|\+\+\+) [^\t\n]+)\t.*$", rb"\1", done.stdout, flags=re.M)
+    for path in gone:
+        text = text.replace(b"+++ b/%s\n" % path.encode(), b"+++ /dev/null\n")
     return re.sub(rb"^diff .*\n", b"", text, flags=re.M)
