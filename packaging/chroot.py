@@ -28,6 +28,7 @@ done
 for set in /built/*/; do
 	cmp -s "$set/SOURCE" "$folder/SOURCE" && cp -r "$set/." "$folder" && exit
 done
+[ ! -e /built/really ] || exec /usr/bin/make.debian "$@"
 exit 1
 """
 # make, with what it makes kept
@@ -159,6 +160,16 @@ class Host:
     def apt(self, *words):
         return self.must("apt-get", "-y", "--no-install-recommends", *words)
 
+    def from_archive(self, *packages):
+        """Of Debian's archive; what comes from there is kept in out/host/debs for the next time."""
+        kept, cache = os.path.join(TOP, "out/host/debs"), self.path("var/cache/apt/archives")
+        shutil.copytree(kept, cache, dirs_exist_ok=True) if os.path.isdir(kept) else os.makedirs(kept)
+        self.must("apt-get", "-q", "update")
+        self.apt("-o", "APT::Keep-Downloaded-Packages=true", "install", *packages)
+        for path in glob.glob(cache + "/*.deb"):
+            if not os.path.exists(os.path.join(kept, os.path.basename(path))):
+                shutil.copy(path, kept)
+
     def hook(self, which="postinst.d"):
         """What a kernel's own scripts run."""
         return self.must("run-parts", "--exit-on-error", f"--arg={self.kernel}",
@@ -204,6 +215,15 @@ class Package:
     def __init__(self, deb, built=""):
         self.deb = deb
         self.built = built              # where what make made is kept
+
+    def use_all_built(self, host):
+        """What was ever made of its sets; the others are really built."""
+        done = subprocess.run(["dpkg-deb", "-c", self.deb], check=True, capture_output=True, text=True)
+        for version in re.findall(r"/sets/(\S+)\.tar\.xz$", done.stdout, re.M):
+            built = os.path.join(TOP, "out/host/built", self.set_id(version))
+            if os.path.isdir(built):
+                host.use_stand_in(built)
+        host.write("built/really", "")
 
     def set_id(self, version):
         """Of the set that it has for a kernel's source."""
