@@ -360,6 +360,7 @@ extern struct options options;
 void test_results(void);
 void test_walk(void);
 void test_faults(void);
+void test_flush_without_memory(void);
 void test_fuzz(void);
 void test_races(void);
 void test_replay(void);

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Faults on purpose: in such a walk each call is made to fail in the first place where it
- * can, an allocation, a copy from or to user space, a descriptor to look up, vfio.ko to look
- * up (fixtures/fail_calls.c), then in the second one, and so on,
- * until it gets through. A call that failed has changed nothing: the model is compared each
- * time.
+ * can, then in the second one, and so on, until it gets through. Places are allocations,
+ * copies from and to user space, descriptors and vfio.ko that are looked up
+ * (fixtures/fail_calls.c). A call that failed has changed nothing: the model is compared
+ * each time.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
-#include "torture.h"
+#include "torture_remote.h"
 
 #define FAILSLAB	DEBUGFS "failslab/"
 #define FAIL_PAGE	DEBUGFS "fail_page_alloc/"
@@ -27,6 +28,8 @@ static int control = -1, place;
 
 const char *no_faults(void)
 {
+	static bool loaded;
+
 	if (access("/proc/thread-self/fail-nth", W_OK) || access(FAILSLAB, F_OK))
 		return "this kernel has no fault injection";
 	/* What may wait fails as well, and there is no stack trace of what is wanted. */
@@ -35,7 +38,9 @@ const char *no_faults(void)
 	put(FAIL_PAGE "ignore-gfp-wait", "N");
 	put(FAIL_PAGE "verbose", "0");
 	must_put(FAIL_USERCOPY "verbose", "0");
-	load("fail_calls.ko", "");
+	if (!loaded)
+		load("fail_calls.ko", "");
+	loaded = true;
 	return NULL;
 }
 
@@ -111,4 +116,81 @@ bool fault_again(int result, int how)
 		model_took_back();
 	check_all();
 	return true;
+}
+
+/* ---- one place, for certain ---------------------------------------------- */
+
+static int noncoherent_group(void)
+{
+	int i;
+
+	for (i = 0; i < nr_devices; i++)
+		if (!devices[i].emulated && !devices[i].coherent_at_first)
+			return groups[devices[i].group].number;
+	return NONE;
+}
+
+/* An ADD that makes the VM non-coherent, and fails in that place or gets through: is it over? */
+static bool add_with_fault(int vm, int device, int group, int nth, int *most)
+{
+	long flushes = vm_number(getpid(), vm, "noncoherent_dma_flushes");
+	bool failed;
+	int ret;
+
+	fail_at(nth);
+	ret = call(kvm_vfio_add(device, group));
+	failed = has_failed();
+	fail_at(0);
+	if (ret && !failed)
+		fail("ADD: %s", name_of(ret));
+	if (ret)
+		return false;
+	flushes = vm_number(getpid(), vm, "noncoherent_dma_flushes") - flushes;
+	must(kvm_vfio_del(device, group));
+	if (flushes < 1 || flushes > CPUS || (!failed && flushes != 1))
+		fail("%ld CPUs wrote their caches back, one is dirty", flushes);
+	*most = flushes > *most ? flushes : *most;
+	return !failed;
+}
+
+/* Which of them are dirty cannot be noted, so it is all of them. */
+void test_flush_without_memory(void)
+{
+	int number = noncoherent_group(), vm, vcpu, container, group, device, nth = 1, most = 0;
+	const char *why = no_faults();
+	struct kvm_run *run;
+	size_t size;
+	void *memory;
+
+	if (why)
+		skip("%s", why);
+	/* Where all devices are coherent nothing is ever owed. */
+	if (number == NONE)
+		return;
+	restore_devices();
+	vm = create_vm();
+	memory = make_memory(vm);
+	vcpu = make_vcpu(vm, 0, &run, &size);
+	if (!memory || vcpu < 0 || run_guest(vcpu, run, false))
+		fail("no guest");
+	container = must(open_container());
+	group = must_open_group(number);
+	must(group_join(group, container));
+	must(container_set_iommu(container));
+	device = must(kvm_vfio_create(vm));
+	faults = true;
+	fault_open();
+	while (!add_with_fault(vm, device, group, nth, &most))
+		if (++nth > 100)
+			fail("ADD fails in more than 100 places");
+	faults = false;
+	close_fd(&control);
+	if (most != CPUS)
+		fail("no ADD went without memory for the mask of CPUs, in %d places", nth);
+	munmap(run, size);
+	close(vcpu);
+	close(device);
+	close(group);
+	close(container);
+	close(vm);
 }

@@ -350,6 +350,7 @@ static const struct test tests[] = {
 	{ "random calls return what they should", test_results },
 	{ "a random walk is as the model says", test_walk },
 	{ "a random walk with faults", test_faults },
+	{ "a flush without memory reaches all CPUs", test_flush_without_memory },
 	{ "walks that look for new places", test_fuzz },
 	{ "races leave nothing", test_races },
 };
