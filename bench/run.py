@@ -193,16 +193,10 @@ def measure_all(wanted, args):
     """All rows by base, and how many were different."""
     todo = [(base, modules, run) for run in RUNS for base in wanted for modules in MODULES]
     rows, different = {}, 0
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+    with children.pool(args.jobs) as pool:
         futures = [pool.submit(measure, *item, args.only if args.again else None) for item in todo]
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                future.result()
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            children.stop()
-            raise
+        for future in concurrent.futures.as_completed(futures):
+            future.result()
     for (base, modules, run), future in zip(todo, futures):
         found, changed = future.result()
         different += changed

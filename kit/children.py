@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Commands that run beside each other, and end together."""
 
+import concurrent.futures
 import contextlib
 import os
 import signal
@@ -51,3 +52,16 @@ def stop():
     """End all that run, and all that are about to."""
     stopping.set()
     kill()
+
+
+@contextlib.contextmanager
+def pool(jobs):
+    """So many threads that run commands. Interrupted, or when something goes wrong with it, what runs is
+    ended and what waits does not begin."""
+    with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
+        try:
+            yield threads
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            stop()
+            raise

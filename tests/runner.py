@@ -466,23 +466,17 @@ def run_all(checks, jobs, again):
     """Run them, the longest first, saying so."""
     done, took = 0, times()
     order = sorted(checks, key=lambda check: -took.get(timed(check), check.usual))
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+    with children.pool(jobs) as pool:
         futures = [pool.submit(run_check, check, again) for check in order]
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                check = future.result()
-                done += 1
-                what = check.broken or f"{len(check.cases)} cases, {len(failing(check))} failed"
-                spent = "kept" if check.kept else f"{check.seconds:.0f} s"
-                print(f"==> {done}/{len(checks)} {check.name}: {what} ({spent})",
-                      file=sys.stderr, flush=True)
-                if not check.kept and not check.broken:
-                    took[timed(check)] = round(check.seconds)
-        except KeyboardInterrupt:
-            for future in futures:
-                future.cancel()
-            children.stop()
-            raise
+        for future in concurrent.futures.as_completed(futures):
+            check = future.result()
+            done += 1
+            what = check.broken or f"{len(check.cases)} cases, {len(failing(check))} failed"
+            spent = "kept" if check.kept else f"{check.seconds:.0f} s"
+            print(f"==> {done}/{len(checks)} {check.name}: {what} ({spent})",
+                  file=sys.stderr, flush=True)
+            if not check.kept and not check.broken:
+                took[timed(check)] = round(check.seconds)
     write(TIMES, json.dumps(took, indent=1, sort_keys=True) + "\n")
 
 

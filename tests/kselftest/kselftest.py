@@ -23,7 +23,6 @@ out/lab/kselftest-*-BASE.
 
 import argparse
 import collections
-import concurrent.futures
 import os
 import re
 
@@ -177,17 +176,13 @@ def main():
         comparisons.append(Comparison(base, tests(base, args.only)))
     if not all(comparison.names for comparison in comparisons):
         raise Problem(f"no test is named like '{args.only}'.")
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        try:
-            started = [(comparison, comparison.start(pool, comparison.names))
-                       for comparison in comparisons]
-            for comparison, futures in started:
-                comparison.note(futures)
-            for comparison in comparisons:
-                comparison.again(pool)
-        except KeyboardInterrupt:
-            children.stop()
-            raise
+    with children.pool(args.jobs) as pool:
+        started = [(comparison, comparison.start(pool, comparison.names))
+                   for comparison in comparisons]
+        for comparison, futures in started:
+            comparison.note(futures)
+        for comparison in comparisons:
+            comparison.again(pool)
     different = sum(comparison.report() for comparison in comparisons)
     broken = any(comparison.broken for comparison in comparisons)
     say(f"{sum(len(comparison.names) for comparison in comparisons)} tests, "

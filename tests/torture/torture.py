@@ -18,7 +18,6 @@ out/lab/torture-N-BASE.
 
 import argparse
 import collections
-import concurrent.futures
 import os
 import re
 import subprocess
@@ -134,16 +133,9 @@ def main():
     runs = list(plan(args))
     if not runs:
         raise Problem("there is nothing to run.")
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        futures = [pool.submit(run.go) for run in runs]
-        try:
-            for future in futures:
-                future.result()
-        except KeyboardInterrupt:
-            for future in futures:
-                future.cancel()
-            children.stop()
-            raise
+    with children.pool(args.jobs) as pool:
+        for future in [pool.submit(run.go) for run in runs]:
+            future.result()
     failed = [run for run in runs if not run.good()]
     for run in failed:
         say("\n".join([f"# {run.name} ({run.what}):", *run.said[-120:]]))
