@@ -5,7 +5,7 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
-#include <stdarg.h>
+#include <setjmp.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -31,23 +31,13 @@ static struct monitor {
 	char why[200];
 } *monitor;
 
-static void __attribute__((noreturn, format(printf, 1, 2))) monitor_fails(const char *format, ...)
-{
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(monitor->why, sizeof(monitor->why), format, args);
-	va_end(args);
-	_exit(1);
-}
-
 /* Of the file that is open already: to open one takes memory. */
 static void limit(const char *bytes)
 {
 	ssize_t length = strlen(bytes);
 
 	if (write(monitor->limit, bytes, length) != length)
-		monitor_fails("memory.max: %s", strerror(errno));
+		fail("memory.max: %s", strerror(errno));
 }
 
 static void make_cgroup(void)
@@ -82,19 +72,19 @@ static void begin_monitor(void)
 
 	alarm(200);
 	pin(0, 0);
-	if (put("/proc/self/oom_score_adj", "-1000") || put(OURS "cgroup.procs", "%d", getpid()))
-		monitor_fails("it does not get into its cgroup");
-	monitor->limit = open(OURS "memory.max", O_WRONLY | O_CLOEXEC);
+	must_put("/proc/self/oom_score_adj", "-1000");
+	must_put(OURS "cgroup.procs", "%d", getpid());
+	monitor->limit = must(open(OURS "memory.max", O_WRONLY | O_CLOEXEC));
 	for (i = 0; i < MONITORED; i++) {
 		monitor->device[i] = -1;
 		monitor->vm[i] = create_vm();
 	}
 	/* Events end for want of small objects, not of a table for all of them. */
 	if (setrlimit(RLIMIT_NOFILE, &events) || dup2(monitor->limit, EVENTS + 500) < 0)
-		monitor_fails("no room for descriptors: %s", strerror(errno));
+		fail("no room for descriptors: %s", strerror(errno));
 	grow_stack();
 	if (mlockall(MCL_CURRENT | MCL_FUTURE))
-		monitor_fails("mlockall: %s", strerror(errno));
+		fail("mlockall: %s", strerror(errno));
 }
 
 static void use_up(void)
@@ -106,7 +96,7 @@ static void use_up(void)
 		if (eventfd(0, 0) < 0)
 			break;
 	if (i == EVENTS)
-		monitor_fails("%d eventfds do not use up its memory", i);
+		fail("%d eventfds do not use up its memory", i);
 }
 
 static int add_to(int i)
@@ -130,7 +120,7 @@ static void must_be_empty(int i)
 	ret = call(kvm_vfio_attr(monitor->device[i], KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
 				 KVM_DEV_VFIO_STATE_VM, &is));
 	if (ret || is.files || is.noncoherent || is.noncoherent_files)
-		monitor_fails("%s, %u files, flag %u, where ADD has failed", strerror(-ret),
+		fail("%s, %u files, flag %u, where ADD has failed", strerror(-ret),
 			      is.files, is.noncoherent);
 }
 
@@ -146,7 +136,7 @@ static int first_without(const char *what, int (*allocate)(int i))
 			break;
 	}
 	if (ret != -ENOMEM)
-		monitor_fails("%s: %s, for VM %d, instead of ENOMEM", what, strerror(-ret), i);
+		fail("%s: %s, for VM %d, instead of ENOMEM", what, strerror(-ret), i);
 	return i;
 }
 
@@ -157,16 +147,15 @@ static void monitor_adds(void)
 	begin_monitor();
 	for (i = 0; i < MONITORED; i++)
 		if (make_device(i))
-			monitor_fails("there is no device");
+			fail("there is no device");
 	without = first_without("ADD", add_to);
 	must_be_empty(without);
 	if (without && call(kvm_vfio_del(monitor->device[0], monitor->file)))
-		monitor_fails("DEL fails without memory");
+		fail("DEL fails without memory");
 	limit("max");
 	ret = add_to(without);
 	if (ret)
-		monitor_fails("ADD with memory again: %s", strerror(-ret));
-	_exit(0);
+		fail("ADD with memory again: %s", strerror(-ret));
 }
 
 static void monitor_creates(void)
@@ -178,7 +167,17 @@ static void monitor_creates(void)
 	limit("max");
 	ret = make_device(without) ?: add_to(without);
 	if (ret)
-		monitor_fails("with memory again: %s", strerror(-ret));
+		fail("with memory again: %s", strerror(-ret));
+}
+
+/* In a process of its own, which must not come back to the test */
+static void __attribute__((noreturn)) be_monitor(void (*run)(void))
+{
+	if (setjmp(test_end)) {
+		snprintf(monitor->why, sizeof(monitor->why), "%s", why_ended());
+		_exit(1);
+	}
+	run();
 	_exit(0);
 }
 
@@ -196,7 +195,7 @@ static void be_monitored(void (*run)(void))
 	fflush(stdout);
 	pid = must(fork());
 	if (!pid)
-		run();
+		be_monitor(run);
 	must(waitpid(pid, &status, 0));
 	if (monitor->why[0])
 		fail("%s", monitor->why);
