@@ -417,6 +417,7 @@ _Static_assert(__builtin_strlen("abc") == 3, "");
 """
 
 
+@functools.cache
 def sparse_flags(source):
     """CF= for make."""
     flags = ["CF=-D__CHECK_ENDIAN__"]

@@ -202,8 +202,6 @@ extern bool cpu1_online;
 /* How often this CPU, 0, wrote its caches back for guests */
 extern uint64_t flushes_here;
 extern bool has_uffd;
-/* VMs have memory types of their own, by a fixture (tests/fixtures/memtypes.c). */
-extern bool memtypes;
 
 void model_begin(void);
 bool is_local(int v);
@@ -351,7 +349,7 @@ struct options {
 	int length;		/* of a walk */
 	int failures;		/* so many walks may fail before the case ends */
 	int rounds;		/* of races */
-	bool memtypes;
+	bool memtypes;		/* VMs have some of their own, by fixtures/memtypes.c */
 	const char *replay;
 	const char *only;
 };

@@ -547,7 +547,7 @@ static unsigned int dirty_of(const struct vm *vm)
 /* A VM without vCPUs has nothing mapped. */
 static int zaps_of_change(const struct vm *vm)
 {
-	return memtypes && (vm->made[0] || vm->made[1]);
+	return options.memtypes && (vm->made[0] || vm->made[1]);
 }
 
 /* It has failed before that, or after. */

@@ -56,7 +56,7 @@ struct options options = {
 struct device devices[DEVICES];
 struct group groups[GROUPS];
 int nr_devices, nr_groups;
-bool old_vfio, memtypes;
+bool old_vfio;
 
 /* ---- what the host has --------------------------------------------------- */
 
@@ -329,10 +329,8 @@ static void prepare(void)
 	find_devices();
 	keep_vms();
 	/* Stock has no such function, and need not be the same in what is not compared. */
-	if (options.memtypes && !stock) {
+	if (options.memtypes && !stock)
 		load("memtypes.ko", "");
-		memtypes = true;
-	}
 	remember_references();
 }
 
