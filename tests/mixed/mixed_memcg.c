@@ -192,6 +192,7 @@ static void be_monitored(void (*run)(void))
 	set_iommu(0);
 	monitor = shared_memory(sizeof(*monitor));
 	monitor->file = files[f].fd;
+	about[0] = '\0';		/* no step of the model fails from here on */
 	fflush(stdout);
 	pid = must(fork());
 	if (!pid)
