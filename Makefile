@@ -262,7 +262,8 @@ coverage: setup bochs
 locks:
 	@tests/locks/locks $(BASE)
 
-# On debug kernels of all bases and on Debian's. Both parts run, whatever the first one says.
+# On debug kernels of all bases and on Debian's; then the order of locks, as far as these runs show it.
+# All parts run, whatever the first one says.
 .PHONY: torture
 torture: setup
 	@set -e; for base in $(ALL_BASES); do \
@@ -273,6 +274,7 @@ torture: setup
 	tests/torture/torture --base $$bases --steps $(if $(LONG),2000000,200000) \
 		$(if $(SEED),--seed $(SEED)) || failed=1; \
 	tests/kselftest/kselftest --base $$bases || failed=1; \
+	for base in $(ALL_BASES); do tests/locks/locks --some $$base || failed=1; done; \
 	exit $$failed
 
 # Breaks the device in many ways, one at a time; about a minute each.

@@ -2,6 +2,7 @@
 /* Is everything as the model of torture_test says? */
 #define _GNU_SOURCE
 #include <stdio.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -27,25 +28,40 @@ void expect(const char *what, int result, int expected)
 
 /* ---- what the device says ------------------------------------------------ */
 
+static int read_state(int v, uint64_t attr, void *state)
+{
+	return kvm_vfio_attr(vms[v].dev, KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_STATE, attr, state);
+}
+
+static void compare_state(int v, const struct kvm_vfio_vm_state *state)
+{
+	struct vm *vm = &vms[v];
+	int expected = vm->files - (misled && vm->files == 2);
+
+	if (state->noncoherent != !!vm->noncoherent || (int)state->files != expected ||
+	    (int)state->noncoherent_files != vm->noncoherent || state->pad)
+		wrong(STATE, "VM %d: flag %u, files %u, non-coherent %u instead of %d, %d, %d", v,
+		      state->noncoherent, state->files, state->noncoherent_files,
+		      !!vm->noncoherent, expected, vm->noncoherent);
+}
+
 static void check_state(int v)
 {
 	struct kvm_vfio_vm_state state = { .pad = 1 };
-	struct vm *vm = &vms[v];
-	int ret;
 
-	if (vm->dev < 0)
+	if (vms[v].dev < 0)
 		return;
-	if (is_local(v))
-		ret = call(kvm_vfio_attr(vm->dev, KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
-					 KVM_DEV_VFIO_STATE_VM, &state));
-	else
-		ret = remote_state(v, &state);
-	expect("reading the VM's state", ret, 0);
-	if (state.noncoherent != !!vm->noncoherent || (int)state.files != vm->files ||
-	    (int)state.noncoherent_files != vm->noncoherent || state.pad)
-		wrong(STATE, "VM %d: flag %u, files %u, non-coherent %u instead of %d, %d, %d", v,
-		      state.noncoherent, state.files, state.noncoherent_files, !!vm->noncoherent,
-		      vm->files, vm->noncoherent);
+	expect("reading the VM's state",
+	       is_local(v) ? call(read_state(v, KVM_DEV_VFIO_STATE_VM, &state)) :
+			     remote_state(v, &state), 0);
+	compare_state(v, &state);
+}
+
+static void compare_file(int v, int f, const struct kvm_vfio_file_state *state)
+{
+	if ((int)state->coherency != coherency_of(&files[f]))
+		wrong(STATE, "VM %d: file %d is %u instead of %d", v, f, state->coherency,
+		      coherency_of(&files[f]));
 }
 
 static void check_file(int v, int f)
@@ -57,14 +73,12 @@ static void check_file(int v, int f)
 	if (!files[f].used || fd < 0)
 		return;
 	if (is_local(v))
-		ret = call(kvm_vfio_attr(vms[v].dev, KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
-					 KVM_DEV_VFIO_STATE_FILE, &state));
+		ret = call(read_state(v, KVM_DEV_VFIO_STATE_FILE, &state));
 	else
 		ret = remote_file(v, &state);
 	expect("reading a file's state", ret, expected);
-	if (!ret && (int)state.coherency != coherency_of(&files[f]))
-		wrong(STATE, "VM %d: file %d is %u instead of %d", v, f, state.coherency,
-		      coherency_of(&files[f]));
+	if (!ret)
+		compare_file(v, f, &state);
 }
 
 static void check_files(int v)
@@ -73,6 +87,31 @@ static void check_files(int v)
 
 	for (f = 0; f < FILES && vms[v].dev >= 0; f++)
 		check_file(v, f);
+}
+
+/* The same as a step: its calls can be made to fail. */
+void step_read(const struct step *step)
+{
+	struct file *file = &files[step->b];
+	struct kvm_vfio_file_state state = {
+		.fd = !file->used ? -1 : step->c & 1 ? file->copy : file->fd, .coherency = ~0u,
+	};
+	struct kvm_vfio_vm_state vm_state = { .pad = 1 };
+	int ret, v = step->a;
+
+	if (stock || !is_local(v) || vms[v].dev < 0)
+		return;
+	if (step->c & 2) {
+		ret = CALL_COPY(read_state(v, KVM_DEV_VFIO_STATE_VM, &vm_state));
+		expect("reading the VM's state", ret, 0);
+		compare_state(v, &vm_state);
+		return;
+	}
+	ret = CALL_FILE(read_state(v, KVM_DEV_VFIO_STATE_FILE, &state), false);
+	expect("reading a file's state", ret,
+	       state.fd < 0 ? -EBADF : tracks(v, file) ? 0 : -ENOENT);
+	if (!ret)
+		compare_file(v, step->b, &state);
 }
 
 /* ---- what everybody can see ---------------------------------------------- */
@@ -125,30 +164,47 @@ static void check_fdinfo(int v)
 		wrong(FDINFO, "VM %d:\n%s instead of\n%s", v, ours ?: "nothing", expected);
 }
 
+/* What the model says that debugfs says, and then how many files it tracks */
+struct statistics {
+	long is[8];
+};
+
+static const char *const statistic_names[] = {
+	"noncoherent_dma", "noncoherent_dma_changes", "noncoherent_dma_flushes", "wbinvd_exits",
+	"wbinvd_flushes", "wbinvd_ipis", "noncoherent_dma_zaps",
+};
+
+static struct statistics statistics_of(const struct vm *vm)
+{
+	return (struct statistics){
+		{ !!vm->noncoherent, vm->changes, vm->flushes, vm->exits, vm->exit_flushes,
+		  vm->ipis, vm->zaps, vm->files },
+	};
+}
+
 static void check_statistic(int v, unsigned int which)
 {
 	const struct vm *vm = &vms[v];
-	const struct {
-		const char *name;
-		long expected;
-	} statistics[] = {
-		{ "noncoherent_dma", !!vm->noncoherent },
-		{ "noncoherent_dma_changes", vm->changes },
-		{ "noncoherent_dma_flushes", vm->flushes },
-		{ "wbinvd_exits", vm->exits },
-		{ "wbinvd_flushes", vm->exit_flushes },
-		{ "wbinvd_ipis", vm->ipis },
-		{ "noncoherent_dma_zaps", vm->zaps },
-	};
-	long is;
+	long is, expected;
 
 	if (!vm->exists)
 		return;
-	which %= ARRAY_SIZE(statistics);
-	is = vm_number(vm->creator, vm->number, statistics[which].name);
-	if (is != statistics[which].expected)
-		wrong(STATISTICS, "VM %d: %s is %ld instead of %ld", v, statistics[which].name, is,
-		      statistics[which].expected);
+	which %= ARRAY_SIZE(statistic_names);
+	expected = statistics_of(vm).is[which];
+	is = vm_number(vm->creator, vm->number, statistic_names[which]);
+	if (is != expected)
+		wrong(STATISTICS, "VM %d: %s is %ld instead of %ld", v, statistic_names[which], is,
+		      expected);
+}
+
+static void check_vm(int v)
+{
+	unsigned int i;
+
+	check_files(v);
+	check_fdinfo(v);
+	for (i = 0; i < ARRAY_SIZE(statistic_names); i++)
+		check_statistic(v, i);
 }
 
 static void check_sum(void)
@@ -200,7 +256,26 @@ static void check_run(const struct step *step)
 
 /* ---- all of it ----------------------------------------------------------- */
 
-/* After every step the state of each VM; and the rest in turn. */
+/* All of the VM that the step is about, and of those that have changed by it */
+static void check_concerned(const struct step *step)
+{
+	static struct statistics known[VMS];
+	struct statistics now;
+	int v;
+
+	for (v = 0; v < VMS; v++) {
+		now = statistics_of(&vms[v]);
+		if (memcmp(&now, &known[v], sizeof(now)) ||
+		    (step->kind <= STEP_BAD && step->a % VMS == v))
+			check_vm(v);
+		known[v] = now;
+	}
+}
+
+/*
+ * After every step the state of each VM, and all of those that it is about; of the others
+ * the rest in turn.
+ */
 void check_some(const struct step *step, unsigned int turn)
 {
 	unsigned int v, about = turn % VMS;
@@ -212,6 +287,7 @@ void check_some(const struct step *step, unsigned int turn)
 	for (v = 0; v < LOCAL_VMS; v++)
 		check_state(v);
 	check_flushes();
+	check_concerned(step);
 	switch (turn / VMS % 4) {
 	case 0:
 		check_files(about);
@@ -234,16 +310,13 @@ void check_some(const struct step *step, unsigned int turn)
 
 void check_all(void)
 {
-	int v, i;
+	int v;
 
 	if (stock)
 		return;
 	for (v = 0; v < VMS; v++) {
 		check_state(v);
-		check_files(v);
-		check_fdinfo(v);
-		for (i = 0; i < 7; i++)
-			check_statistic(v, i);
+		check_vm(v);
 	}
 	check_sum();
 	check_containers();

@@ -21,6 +21,7 @@
 
 bool faults;
 unsigned long faults_injected;
+int fault_kinds;
 bool fault_survived;
 /* The place at which the next call of that kind fails */
 static int next_place[STEP_KINDS];
@@ -81,15 +82,16 @@ void fault_begin(int kind)
 	fail_at(place);
 }
 
-static bool may_fail_by(int result, int how)
+/* By what it may have failed; 0: not by that */
+static int failed_by(int result, int how)
 {
 	if (result == -EFAULT)
 		return how & BY_EFAULT;
 	if (result == -EBADF && how & BY_NO_FILE)
-		return true;
+		return BY_NO_FILE;
 	if (result == -EINVAL && how & BY_NO_VFIO)
-		return true;
-	return result == -ENOMEM || how & BY_ANY_OTHER;
+		return BY_NO_VFIO;
+	return result == -ENOMEM ? BY_NO_MEMORY : how & BY_ANY_OTHER;
 }
 
 bool fault_again(int result, int how)
@@ -110,8 +112,9 @@ bool fault_again(int result, int how)
 		fault_survived = true;
 		return false;
 	}
-	if (!may_fail_by(result, how))
+	if (!failed_by(result, how))
 		return false;		/* or what the model expects */
+	fault_kinds |= failed_by(result, how);
 	if (current_kind == STEP_CDEV_ATTACH || current_kind == STEP_PASID_ATTACH)
 		model_took_back();
 	check_all();

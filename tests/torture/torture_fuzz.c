@@ -32,7 +32,7 @@ static struct kept {
 	int count;
 	struct step steps[LENGTH];
 } *kept;
-static int nr_kept, walks_kept;
+static int nr_kept, walks_kept, walks_begun, walks_made;
 
 /* Shared with the processes of the walks */
 static struct fuzz {
@@ -215,9 +215,11 @@ int fuzz_walk(struct step *steps, int number, int *picked_from)
 	const struct kept *base;
 	int count, changes;
 
+	walks_begun++;
 	*picked_from = 0;
 	if (number < FIRST || !nr_kept || !chance(FIRST))
 		return LENGTH;
+	walks_made++;
 	base = &kept[chance(nr_kept)];
 	count = base->count;
 	memcpy(steps, base->steps, count * sizeof(*steps));
@@ -230,8 +232,10 @@ int fuzz_walk(struct step *steps, int number, int *picked_from)
 
 void fuzz_print(void)
 {
-	printf("# %lu ways from place to place, in %lu classes of how often; %d walks kept\n",
-	       fuzz->ways, fuzz->counts, walks_kept);
+	printf("# %lu ways from place to place, in %lu classes of how often; %d of %d walks kept, %d made from others\n",
+	       fuzz->ways, fuzz->counts, walks_kept, walks_begun, walks_made);
 	if (!fuzz->ways)
 		fail("no walk came by any place");
+	if (!walks_kept || (walks_begun > 2 * FIRST && !walks_made))
+		fail("what came to new places was not used to come to others");
 }

@@ -216,6 +216,11 @@ static void fit(struct step *step)
 		step->b = tracked_file(step->a);
 		step->c = files[step->b].fd < 0 || (files[step->b].copy >= 0 && chance(2));
 		break;
+	case STEP_READ:
+		step->a = some(VMS, has_device);
+		if (chance(2))
+			step->b = tracked_file(step->a);
+		break;
 	case STEP_OPEN:
 		step->a = some(nr_groups, is_not_open);
 		step->b = some(FILES, is_free);

@@ -320,8 +320,10 @@ static int fd_of(const struct file *file, bool copy)
 static void step_add_or_del(const struct step *step, bool add)
 {
 	int v = step->a, fd = fd_of(&files[step->b], step->c), ret, expected = 0;
+	bool last = add ? !vms[v].files : vms[v].files == 1;
 	struct file *file = &files[step->b];
 	struct vm *vm = &vms[v];
+	long references = stock ? 0 : references_to("vfio");
 
 	if (vm->dev < 0 || fd < 0)
 		expected = -EBADF;
@@ -339,6 +341,12 @@ static void step_add_or_del(const struct step *step, bool add)
 	else
 		return;
 	expect(add ? "ADD" : "DEL", ret, expected);
+	/* Used from the first file on, up to the last one */
+	if (!ret && last)
+		references += add ? 1 : -1;
+	if (!stock && references_to("vfio") != references)
+		wrong(REFERENCES, "after %s vfio has %ld references instead of %ld",
+		      add ? "ADD" : "DEL", references_to("vfio"), references);
 	if (!ret)
 		model_track(v, step->b, add);
 }
@@ -891,7 +899,7 @@ void do_step(const struct step *step)
 		[STEP_VCPU] = step_vcpu, [STEP_RUN] = step_run,
 		[STEP_BLOCK] = step_block, [STEP_UNBLOCK] = step_unblock,
 		[STEP_MEMSLOT] = step_memslot, [STEP_ADD] = step_add, [STEP_DEL] = step_del,
-		[STEP_BAD] = step_bad, [STEP_OPEN] = step_open,
+		[STEP_READ] = step_read, [STEP_BAD] = step_bad, [STEP_OPEN] = step_open,
 		[STEP_OPEN_DEVICE] = step_open_device, [STEP_CDEV] = step_cdev,
 		[STEP_CDEV_BIND] = step_cdev_bind, [STEP_CDEV_ATTACH] = step_cdev_attach,
 		[STEP_CDEV_DETACH] = step_cdev_detach, [STEP_PASID_ATTACH] = step_pasid_attach,

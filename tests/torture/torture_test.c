@@ -8,8 +8,10 @@
  * them (torture.h). After every step these have to be as the model says:
  *
  *  - the result of the system call,
- *  - what each VM's device says of it and, in turn, of each file, in fdinfo, and what
- *    debugfs says of it: the flag, and how many CPUs wrote back their caches for what,
+ *  - what each VM's device says of it; and of the VM that the step is about, and of those
+ *    that it has changed, of each file, in fdinfo, and what debugfs says of it: the flag, and
+ *    how many CPUs wrote back their caches for what. Of the others these come in turn.
+ *  - who uses vfio.ko, when ADD or DEL returns,
  *  - how often CPU 0 did, which a kprobe in KVM counts,
  *  - each container's VFIO_DMA_CC_IOMMU.
  *
@@ -17,11 +19,12 @@
  * non-coherent.
  *
  * On a kernel with kcov walks that came to new places in it are kept, changed, and put
- * together to new ones. With fault injection each call is made to fail in every place.
+ * together to new ones. With fault injection each call of KVM's, but for those that make
+ * VMs and vCPUs, and of VFIO's is made to fail in every place.
  *
  * A walk that fails is made shorter, by leaving out steps, and printed as what --replay
- * reads. On the stock modules only results are compared, and, when a guest runs, whether
- * its WBINVD reaches the CPU.
+ * reads, and --faults; one case does that with a model that is wrong. On the stock modules
+ * only results are compared, and, when a guest runs, whether its WBINVD reaches the CPU.
  *
  * Output: KTAP. Usage: torture_test [OPTIONS]
  *
@@ -32,6 +35,7 @@
  *	--memtypes	VMs have memory types of their own, as with EPT (fixtures/memtypes.c)
  *	--only CASE	those that have it in their names
  *	--replay FILE	only the walk in this file
+ *	--faults N	of a replay: its calls are made to fail from this step on
  *	--failures N	a case goes on after a walk that fails, without the kind of step
  *			that it failed in, until so many have failed
  */
@@ -50,7 +54,7 @@
 
 struct options options = {
 	.seed = 1, .steps = 20000, .length = 1000, .failures = 1, .rounds = 400,
-	.only = "",
+	.only = "", .faults = NONE,
 };
 
 struct device devices[DEVICES];
@@ -225,7 +229,7 @@ static struct {
 	{ .module = "vfio_pci_core" }, { .module = "vfio_testdev" }, { .module = "iommufd" },
 };
 
-static long references_to(const char *module)
+long references_to(const char *module)
 {
 	char path[100];
 
@@ -340,13 +344,14 @@ static void set_up(const struct test *test __attribute__((unused)))
 
 static void tear_down(void)
 {
-	faults = fuzzing = results_only = false;
+	faults = fuzzing = results_only = misled = false;
 	memset(without_step, 0, sizeof(without_step));
 }
 
 static const struct test tests[] = {
 	{ "random calls return what they should", test_results },
 	{ "a random walk is as the model says", test_walk },
+	{ "a walk that fails is made shorter", test_shorter },
 	{ "a random walk with faults", test_faults },
 	{ "a flush without memory reaches all CPUs", test_flush_without_memory },
 	{ "walks that look for new places", test_fuzz },
@@ -370,6 +375,7 @@ static void parse(int argc, char **argv)
 		{ "only", required_argument, NULL, 'o' },
 		{ "memtypes", no_argument, NULL, 'm' },
 		{ "replay", required_argument, NULL, 'f' },
+		{ "faults", required_argument, NULL, 'F' },
 		{}
 	};
 	int is;
@@ -399,6 +405,9 @@ static void parse(int argc, char **argv)
 			break;
 		case 'f':
 			options.replay = optarg;
+			break;
+		case 'F':
+			options.faults = atoi(optarg);
 			break;
 		default:
 			exit(2);

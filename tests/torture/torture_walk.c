@@ -25,6 +25,8 @@
 #define MOST_REPLAYS	250
 /* Up to here all is compared after each step of a replay. */
 #define SHORT		80
+/* In so many steps calls fail in each way. */
+#define ENOUGH		5000
 
 /* What the process of a walk and the one that watches it share */
 static struct walk {
@@ -34,12 +36,13 @@ static struct walk {
 	enum aspect aspect;
 	char why[2400];
 	unsigned long injected;
+	int fault_kinds, faults_from;	/* a step */
 	long done[STEP_KINDS], seen[2];
 	double took[STEP_KINDS], compared;	/* seconds */
 	struct step steps[LONGEST];
 } *walk;
 
-bool stock, results_only, without_step[STEP_KINDS];
+bool stock, results_only, misled, without_step[STEP_KINDS];
 
 static double now(void)
 {
@@ -100,8 +103,7 @@ static void __attribute__((noreturn)) be_walk(int picked_from)
 	for (walk->at = 0; walk->at < walk->count; walk->at++) {
 		struct step *step = &walk->steps[walk->at];
 
-		/* They are slow, and there has to be something that can go wrong. */
-		faults = with_faults && walk->at >= walk->count / 3;
+		faults = with_faults && walk->at >= walk->faults_from;
 		if (walk->at >= picked_from)
 			pick_step(step);
 		fuzz_reset();
@@ -123,6 +125,7 @@ static void __attribute__((noreturn)) be_walk(int picked_from)
 	if (!results_only)
 		check_all();
 	walk->injected += faults_injected;
+	walk->fault_kinds |= fault_kinds;
 	end_processes();
 	_exit(0);
 }
@@ -215,6 +218,8 @@ static void print_walk(int count)
 		printf("#\t{ STEP_%s, %d, %d, %d },\n", step_names[walk->steps[i].kind % STEP_KINDS],
 		       walk->steps[i].a, walk->steps[i].b, walk->steps[i].c);
 	printf("# };\n");
+	if (faults)
+		printf("# --faults %d\n", walk->faults_from);
 }
 
 static void print_why(void)
@@ -225,9 +230,11 @@ static void print_why(void)
 		printf("# %s%s\n", line == walk->why ? "" : "  ", line);
 }
 
-/* STEPS without those from FROM up to TO */
-static int leave_out(const struct step *steps, int count, int from, int to)
+/* STEPS without those from FROM up to TO; calls fail from the step on that was FAULTS_FROM. */
+static int leave_out(const struct step *steps, int count, int from, int to, int faults_from)
 {
+	walk->faults_from = faults_from >= to ? faults_from - (to - from) :
+			    faults_from > from ? from : faults_from;
 	memcpy(walk->steps, steps, from * sizeof(*steps));
 	memcpy(walk->steps + from, steps + to, (count - to) * sizeof(*steps));
 	return count - (to - from);
@@ -237,24 +244,26 @@ static int leave_out(const struct step *steps, int count, int from, int to)
 static int make_shorter(int count, enum aspect aspect)
 {
 	static struct step steps[LONGEST];
-	int part, from, left, replays = 0;
+	int part, from, left, faults_from = walk->faults_from, replays = 0;
 
 	memcpy(steps, walk->steps, count * sizeof(*steps));
 	for (part = (count + 1) / 2; part && replays < MOST_REPLAYS; part = part > 1 ? (part + 1) / 2 : 0) {
 		for (from = 0; from < count && replays < MOST_REPLAYS; replays++) {
 			int to = from + part < count ? from + part : count;
 
-			left = leave_out(steps, count, from, to);
+			left = leave_out(steps, count, from, to, faults_from);
 			if (run_walk(left, left) || walk->aspect != aspect) {
 				from = to;
 				continue;
 			}
 			/* It failed at that step: those after it do not matter. */
 			count = walk->at + 1 < left ? walk->at + 1 : left;
+			faults_from = walk->faults_from;
 			memcpy(steps, walk->steps, count * sizeof(*steps));
 		}
 	}
 	memcpy(walk->steps, steps, count * sizeof(*steps));
+	walk->faults_from = faults_from;
 	printf("# %d steps are left, after %d replays\n", count, replays);
 	return count;
 }
@@ -268,7 +277,10 @@ static void explain_walk(void)
 
 	print_why();
 	left = references_left();
-	if (left || aspect == HANG || aspect == BROKEN || faults) {
+	/* With faults each replay takes its time: who waits for its end may end before. */
+	if (faults)
+		print_walk(count);
+	if (left || aspect == HANG || aspect == BROKEN) {
 		if (left)
 			printf("# not made shorter, because after it %s\n", left);
 		print_walk(count);
@@ -329,10 +341,13 @@ static void walk_on(long steps)
 	share_walk();
 	memset(walk->seen, 0, sizeof(walk->seen));
 	walk->injected = 0;
+	walk->fault_kinds = 0;
 	for (number = 0; done < steps; number++, done += length) {
 		length = steps - done < options.length ? steps - done : options.length;
 		seed_random(options.seed + number);
 		picked_from = 0;
+		/* They are slow, and there has to be something that can go wrong. */
+		walk->faults_from = length / 3;
 		if (fuzzing)
 			length = fuzz_walk(walk->steps, number, &picked_from);
 		if (run_walk(length, picked_from)) {
@@ -342,9 +357,10 @@ static void walk_on(long steps)
 			int at = walk->at < length ? walk->at : length - 1;
 			int kind = walk->steps[at].kind % STEP_KINDS;
 
-			if (fuzzing)
-				printf("# a walk of %d steps, %d of them picked, fails in step %d (%s)\n",
-				       length, length - picked_from, at, step_names[kind]);
+			if (fuzzing || faults)
+				printf("# a walk of %d steps, %d of them picked, %sfails in step %d (%s)\n",
+				       length, length - picked_from, faults ? "with faults, " : "", at,
+				       step_names[kind]);
 			else
 				printf("# --seed %u --steps %d --length %d fails in step %d (%s)\n",
 				       options.seed + number, length, length, at,
@@ -387,7 +403,15 @@ void test_walk(void)
 
 void test_faults(void)
 {
+	static const struct {
+		int kind;
+		const char *what;
+	} kinds[] = {
+		{ BY_NO_MEMORY, "memory" }, { BY_EFAULT, "a copy" }, { BY_NO_FILE, "its file" },
+		{ BY_NO_VFIO, "vfio.ko" },
+	};
 	const char *why = no_faults();
+	size_t i;
 
 	if (why)
 		skip("%s", why);
@@ -397,6 +421,38 @@ void test_faults(void)
 	printf("# %lu calls failed because they were made to\n", walk->injected);
 	if (!walk->injected)
 		fail("no call was made to fail");
+	for (i = 0; i < ARRAY_SIZE(kinds) && options.steps >= ENOUGH; i++)
+		if (!(walk->fault_kinds & kinds[i].kind))
+			fail("no call went without %s", kinds[i].what);
+}
+
+/* Is what is wrong noticed, and does little of the walk remain? */
+void test_shorter(void)
+{
+	int count, seed = options.seed;
+
+	/* Of which files are not counted */
+	if (stock)
+		return;
+	share_walk();
+	misled = true;
+	walk->faults_from = LONGEST;
+	do
+		seed_random(seed++);
+	while (run_walk(options.length, 0) && seed < (int)options.seed + 8);
+	if (!walk->failed)
+		fail("a model that is wrong is as good as another one");
+	count = make_shorter(walk->at + 1, walk->aspect);
+	if (run_walk(count, count))
+		fail("what is left does not fail");
+	if (walk->aspect != STATE)
+		fail("what is left fails by its %s: %s", aspect_names[walk->aspect], walk->why);
+	/* A VM, its device, and two files that it tracks take six. */
+	if (count > 10)
+		fail("%d steps are left", count);
+	misled = false;
+	if (!run_walk(count, count))
+		fail("what is left fails with the right model, too: %s", walk->why);
 }
 
 /* Walks that are like those that came to new places in the kernel */
@@ -450,6 +506,8 @@ void test_replay(void)
 	share_walk();
 	count = read_walk();
 	printf("# %d steps of %s\n", count, options.replay);
+	walk->faults_from = options.faults;
+	faults = options.faults != NONE && !no_faults();
 	if (run_walk(count, count))
 		return;
 	print_why();
