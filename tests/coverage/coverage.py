@@ -5,7 +5,8 @@
 
 Every run with the kernel for coverage (build/debug-kernel) leaves what gcov counted in
 out/lab/NAME/gcov.  gcov-tool adds the counts of all runs of one kernel up, gcov says what they mean.
-Counted are the files that are ours alone, and of the kernel's own files the lines that our edits add.
+Counted are the files that are ours alone, and of the kernel's own files the lines that our edits add;
+those of a header where a file that is counted has them.
 
 A line that no run reached is named, with its reason: tests/coverage/unreached.toml has
 
@@ -37,7 +38,7 @@ from kit.common import TOP, Problem, need, read, read_bytes, step
 from tests import records
 
 REASONS = os.path.join(TOP, "tests/coverage/unreached.toml")
-FOLDERS = ("arch/", "drivers/", "virt/")
+FOLDERS = ("arch/", "drivers/", "include/", "virt/")
 
 
 class Line:
@@ -82,7 +83,7 @@ def counted(base, names):
     for name in names:
         tree = os.path.join(TOP, "out", base, "tree", name)
         # What is removed differs, too.
-        if name.endswith(".c") and name.startswith(FOLDERS) and os.path.exists(tree):
+        if name.endswith((".c", ".h")) and name.startswith(FOLDERS) and os.path.exists(tree):
             ours = os.path.exists(os.path.join(TOP, name))
             found[name] = None if ours else added(os.path.join(TOP, "out", base, "orig", name), tree)
     return found
@@ -106,7 +107,7 @@ def explain(base, total, wanted):
     tree = os.path.join(TOP, "out", base, "tree")
     build = os.path.join(TOP, "out", base, "coverage/build")
     found = collections.defaultdict(dict)
-    for name in sorted(wanted):
+    for name in sorted(name for name in wanted if name.endswith(".c")):
         note = name[:-len("c")] + "gcno"
         if not os.path.exists(os.path.join(build, note)):       # not in this configuration
             continue
@@ -119,11 +120,11 @@ def explain(base, total, wanted):
             for file in json.loads(gzip.decompress(read_bytes(report)))["files"]:
                 path = os.path.relpath(os.path.realpath(os.path.join(build, file["file"])),
                                        os.path.realpath(tree))
-                if path == name:
-                    add_file(found[name], file["lines"], wanted[name],
-                             read(os.path.join(tree, name)).splitlines())
+                if path == name or path in wanted and path.endswith(".h"):
+                    add_file(found[path], file["lines"], wanted[path],
+                             read(os.path.join(tree, path)).splitlines())
             os.unlink(report)
-    return found
+    return {name: lines for name, lines in found.items() if lines}
 
 
 def add_file(found, lines, numbers, text):
