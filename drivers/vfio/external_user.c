@@ -132,6 +132,7 @@ static int vfio_external_user_get(struct vfio_external_user *user,
 	}
 	user->file = get_file(file);
 	user->slot = slot;
+	user->shared = !hlist_empty(&slot->users);
 	hlist_add_head(&user->node, &slot->users);
 	vfio_external_user_tell(user, VFIO_DMA_NONE, slot->coherency);
 out_unlock:

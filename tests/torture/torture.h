@@ -32,6 +32,7 @@
 #define HOLDERS		2	/* forked processes, with a copy of every descriptor */
 #define FLIGHT		4	/* descriptors on their way through a socket */
 #define CPUS		2
+#define ALL_CPUS	3	/* a bit each */
 #define CPU1		"/sys/devices/system/cpu/cpu1/online"
 
 /* ---- steps --------------------------------------------------------------- */
@@ -155,6 +156,7 @@ extern struct vm {
 	bool has_device;
 	bool made[VCPUS];
 	unsigned int dirty[VCPUS];		/* CPUs, a bit each */
+	bool inherits, inherits_now;		/* what another VM's guest has dirtied */
 	bool memslot[MEMSLOTS], blocked_slot;
 	int order[FILES], files;		/* tracked, in the order of ADD */
 	int noncoherent;			/* files */
@@ -250,6 +252,7 @@ void model_device_gone(int v);
 void model_settle(void);
 /* What follows for the VMs from what has become of the files */
 void model_follow(void);
+void model_vcpu(int v, int vcpu);
 void model_load(int v, int vcpu, int cpu);
 void model_wbinvd(int v, int vcpu, int cpu);
 

@@ -25,6 +25,8 @@
  *    last had them written back. A VM that becomes non-coherent has all of them written
  *    back, a WBINVD in a non-coherent VM those of its vCPU, and any other nothing. CPUs
  *    that are offline have written theirs back.
+ *  - A VM that tracks a file which another one tracks may go on with its guest: all CPUs
+ *    may be dirty, of each vCPU that it has or gets.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -445,6 +447,8 @@ static void forget_order(struct vm *vm, int f)
 void model_track(int v, int f, bool track)
 {
 	if (track) {
+		if (files[f].owners)
+			vms[v].inherits = vms[v].inherits_now = true;
 		files[f].owners |= 1u << v;
 		vms[v].order[vms[v].files++] = f;
 	} else {
@@ -582,13 +586,32 @@ static void follow_vm(int v)
 		vm->flushes += flush(dirty_or_all(v, dirty_of(vm)));
 }
 
+/* After what follows from the file's coherency */
+static void inherit(struct vm *vm)
+{
+	int i;
+
+	for (i = 0; i < VCPUS && vm->inherits_now; i++)
+		if (vm->made[i])
+			vm->dirty[i] = ALL_CPUS;
+	vm->inherits_now = false;
+}
+
 void model_follow(void)
 {
 	int i;
 
 	for (i = 0; i < VMS; i++)
-		if (vms[i].exists)
+		if (vms[i].exists) {
 			follow_vm(i);
+			inherit(&vms[i]);
+		}
+}
+
+/* A vCPU has been made, on CPU 0. */
+void model_vcpu(int v, int vcpu)
+{
+	vms[v].dirty[vcpu] = vms[v].inherits ? ALL_CPUS : 1;
 }
 
 void model_load(int v, int vcpu, int cpu)

@@ -195,7 +195,7 @@ static void step_vcpu(const struct step *step)
 		return;
 	vm->vcpu[number] = ret;
 	vm->made[number] = true;
-	model_load(step->a, number, 0);
+	model_vcpu(step->a, number);
 }
 
 static void step_run(const struct step *step)

@@ -14,6 +14,8 @@
  *    the ioctl that caused it returns. It leaves those CPUs noted.
  *  - From then on a vCPU's WBINVD is executed on every CPU noted for the vCPU,
  *    of which only the one it runs on stays noted.
+ *  - A VM that tracks a group which another VM tracks may go on with its guest: all
+ *    CPUs are noted for each of its vCPUs.
  *  - Once the last such group has left, they are skipped again.
  *  - WBINVDs of a coherent VM, and of a vCPU that never left its CPU, interrupt
  *    no other CPU.
@@ -360,6 +362,51 @@ static void second_vm(void)
 	phase_executed(v, 1, "the first VM's");
 }
 
+static void first_wbinvd_reaches_all(struct vcpu *v, int cpu, const char *which)
+{
+	int i;
+
+	phase("%s's first WBINVD reaches all CPUs", which);
+	vcpu_enter(v);
+	vcpu_wbinvd(v, cpu);
+	for (i = 0; i < CPUS; i++)
+		expect_flush(i);
+	vcpu_leave(v);
+	phase_end();
+	phase_executed(v, cpu, which);
+}
+
+/* A monitor replaces itself: the guest stops in one VM and goes on in another one. */
+static void handed_over(void)
+{
+	struct vm old, new;
+	struct vcpu *v, *w, *later;
+	int group = group_open(0);
+
+	v = noncoherent_vm(&old, group, 1);
+	vm_create(&new);
+	device_create(&new);
+	w = vcpu_create(&new, 2);
+	phase_skipped(w, 2, "the new VM tracks nothing yet");
+
+	phase("ADD by the new VM pays what that VM owes, on CPU 2");
+	file_add(&new, group);
+	expect_flush(2);
+	phase_end();
+
+	phase("the guest goes on in the old VM, on CPU 3, and is stopped: no flush");
+	vcpu_run_on(v, 3);
+	phase_end();
+	first_wbinvd_reaches_all(w, 2, "the new VM's vCPU");
+
+	phase("the old VM lets go: no flush");
+	file_del(&old, group);
+	phase_end();
+	phase_executed(w, 2, "of the new VM");
+	later = vcpu_create(&new, 3);
+	first_wbinvd_reaches_all(later, 3, "a vCPU that comes later");
+}
+
 /* A non-coherent VM with one vCPU that has run on CPU 1 only. */
 static struct vcpu *noncoherent_vcpu(struct vm *vm, int group)
 {
@@ -514,6 +561,7 @@ static const struct scenario scenarios[] = {
 	{ "change while running", running_during_the_change },
 	{ "two vCPUs", two_vcpus },
 	{ "a second VM", second_vm },
+	{ "handed over to a new VM", handed_over },
 	{ "the last group leaves by DEL", leave_by_del },
 	{ "the last group leaves by UNSET_CONTAINER", leave_by_unset },
 	{ "the last group leaves by closing the device", leave_by_close },

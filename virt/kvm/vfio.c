@@ -278,6 +278,10 @@ static int kvm_vfio_add_file(struct kvm_vfio *kv, struct file *file)
 	if (ret)
 		goto err_put_api;
 
+	/* The other VM may be the one that this one replaces (live update). */
+	if (kvf->user.shared)
+		kvm_arch_inherit_caches(kv->kvm);
+
 	list_add_tail(&kvf->node, &kv->files);
 	return 0;
 

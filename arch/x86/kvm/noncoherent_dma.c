@@ -169,6 +169,47 @@ void kvm_wbinvd_vcpu_moved(struct kvm_vcpu *vcpu, int cpu)
 	cpumask_set_cpu(cpu, vcpu->arch.wbinvd_dirty_mask);
 }
 
+/**
+ * kvm_arch_inherit_caches - a guest may go on in this VM that ran in another one
+ * @kvm: the VM, which has begun to track a file that another VM tracks
+ *
+ * What the guest has left in the caches there is this VM's to write back from then
+ * on, and the masks of the other VM's vCPUs end with it.  It may still run, so
+ * nobody knows yet on which CPUs: all of them are in the mask of each vCPU, until
+ * its first WBINVD.  For vCPUs that are created later see kvm_wbinvd_vcpu_created().
+ *
+ * A vCPU that executes WBINVD right now may empty its mask after this.  It runs a
+ * guest already, so it is not the one that stops in the other VM.
+ *
+ * Context: any
+ */
+void kvm_arch_inherit_caches(struct kvm *kvm)
+{
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+
+	WRITE_ONCE(kvm->inherits_caches, true);
+	/* Before the vCPUs are counted and their masks are filled */
+	smp_mb();
+
+	kvm_for_each_vcpu(i, vcpu, kvm)
+		cpumask_setall(vcpu->arch.wbinvd_dirty_mask);
+}
+
+/**
+ * kvm_wbinvd_vcpu_created - note what a new vCPU's VM has inherited
+ * @vcpu: the vCPU, which online_vcpus counts by now
+ *
+ * Either kvm_arch_inherit_caches() finds it counted, or this finds that it has been there.
+ */
+void kvm_wbinvd_vcpu_created(struct kvm_vcpu *vcpu)
+{
+	/* It was counted with a locked instruction. */
+	smp_mb__after_atomic();
+	if (READ_ONCE(vcpu->kvm->inherits_caches))
+		cpumask_setall(vcpu->arch.wbinvd_dirty_mask);
+}
+
 /*
  * Execute the guest's WBINVD: every CPU that may hold dirty lines of the vCPU
  * writes its caches back.  Returns how many CPUs that were.

@@ -7,6 +7,7 @@
 
 DECLARE_TRACEPOINT(kvm_wbinvd);
 
+void kvm_wbinvd_vcpu_created(struct kvm_vcpu *vcpu);
 void kvm_wbinvd_vcpu_moved(struct kvm_vcpu *vcpu, int cpu);
 bool kvm_wbinvd_exit_is_wbnoinvd(struct kvm_vcpu *vcpu);
 bool kvm_emulated_is_wbnoinvd(struct kvm_vcpu *vcpu);
@@ -27,7 +28,8 @@ bool kvm_mmu_has_memtypes(struct kvm *kvm);
  * Keep vcpu->arch.wbinvd_dirty_mask, the set of CPUs whose caches may hold
  * lines that the vCPU has dirtied since they were last written back.  The CPU
  * the vCPU was loaded on last is always in it, and it is kept whether or not
- * the VM is coherent: a coherent VM may have to pay for it later.
+ * the VM is coherent: a coherent VM may have to pay for it later.  So may one that
+ * goes on with another VM's guest: see kvm_arch_inherit_caches().
  */
 static inline void kvm_wbinvd_vcpu_load(struct kvm_vcpu *vcpu, int cpu)
 {

@@ -30,6 +30,7 @@
 // expect 7.3: offline_virtualization 0
 // expect 6.1: offline_or_reboot 0
 // expect 7.3: offline_or_reboot 1
+// expect: vcpu_created 1
 // expect: pre_destroy_vm 1
 // expect: exit 1
 // expect: include_budget 1
@@ -189,6 +190,18 @@ expression kvm;
 @@
 -	atomic_set(&kvm->arch.noncoherent_dma_count, 0);
 +	kvm_noncoherent_dma_init_vm(kvm);
+
+@vcpu_created@
+identifier vcpu;
+@@
+ kvm_arch_vcpu_postcreate(struct kvm_vcpu *vcpu)
+ {
+ ...
++	kvm_wbinvd_vcpu_created(vcpu);
+ 	if (mutex_lock_killable(&vcpu->mutex))
+ 		return;
+ ...
+ }
 
 @pre_destroy_vm@
 identifier kvm;
