@@ -11,7 +11,7 @@
  *	everything at once
  *   module
  *	vfio.ko comes and goes: it is unloaded with all that uses it, and loaded
- *	again, but only if nothing else needs it
+ *	again, but only if nothing else needs it; the last time while all else goes on
  *   host_after
  *	and the host is as the tests found it
  *
@@ -601,9 +601,13 @@ TEST_F(module, not_loaded)
 	EXPECT_EQ(-EFAULT, set_attr(self->vm.dev, KVM_DEV_VFIO_FILE,
 				    KVM_DEV_VFIO_FILE_ADD, NULL));
 	EXPECT_EQ(0, has_attr(self->vm.dev, KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD));
+	EXPECT_TRUE(vm_state_is(&self->vm, 0, 0));
+	EXPECT_TRUE(file_state_is(&self->vm, file, -ENOENT));
+	EXPECT_TRUE(file_state_is(&self->vm, -1, -EBADF));
 	close_fd(&self->vm.dev);
 	self->vm.dev = create_device(self->vm.fd, 0);
 	EXPECT_LE(0, self->vm.dev);
+	EXPECT_TRUE(vm_state_is(&self->vm, 0, 0));
 	EXPECT_NE(0, access("/sys/module/vfio", F_OK));
 }
 
@@ -622,6 +626,297 @@ TEST_F(module, loaded_again)
 	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
 	EXPECT_EQ(0, group_attach(self->fd));
 	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+}
+
+/* Visitors call VMs of their own, and one that they share, while vfio.ko comes and goes. */
+#define VISITORS	3
+#define ABSENCES	6
+
+struct visited {
+	struct vm *vm;
+	bool readable;			/* the device says what it knows */
+	int foreign;			/* a file that is not VFIO's */
+	atomic_int group[VISITORS];	/* what each has open, or had a moment ago */
+	atomic_int adds;		/* of groups' files */
+	atomic_bool absent;
+	atomic_bool stop;
+	atomic_bool failed;
+	const char *what;		/* the first call whose result cannot be right */
+	int result;
+};
+
+struct visitor {
+	pthread_t thread;
+	struct visited *shared;
+	struct vm vm;
+	int number;
+	uint32_t random;
+	atomic_int in_absence;		/* rounds that vfio.ko was not there in */
+};
+
+/* It is the test's own thread that says it. */
+static void judge(struct visitor *v, bool right, const char *what, int ret)
+{
+	if (right || atomic_exchange(&v->shared->failed, true))
+		return;
+	v->shared->what = what;
+	v->shared->result = ret;
+}
+
+/* How many files the VM tracks is known of a visitor's own alone: -1 is any number. */
+static void visit_state(struct visitor *v, int dev, int files)
+{
+	struct kvm_vfio_vm_state state;
+	long shown = fdinfo_number(dev, "files");
+	int ret;
+
+	if (!v->shared->readable)
+		return;
+	judge(v, files < 0 ? shown >= 0 && shown <= VISITORS : shown == files, "fdinfo", shown);
+	ret = get_vm_state(dev, &state);
+	judge(v, !ret, "STATE_VM", ret);
+	if (ret)
+		return;
+	judge(v, files < 0 ? state.files <= VISITORS : state.files == (uint32_t)files,
+	      "the files of STATE_VM", state.files);
+	judge(v, state.noncoherent_files <= state.files && !state.pad &&
+	      state.noncoherent == !!state.noncoherent_files,
+	      "the flag of STATE_VM", state.noncoherent);
+}
+
+/* It is none of VFIO's, whether VFIO is there or not. */
+static void visit_with_foreign(struct visitor *v, int dev)
+{
+	int ret = dev_add(dev, v->shared->foreign);
+
+	judge(v, ret == -EINVAL, "ADD of a foreign file", ret);
+	ret = dev_del(dev, v->shared->foreign);
+	judge(v, ret == -ENOENT, "DEL of a foreign file", ret);
+	if (!v->shared->readable)
+		return;
+	ret = get_file_state(dev, v->shared->foreign);
+	judge(v, ret == -ENOENT, "STATE_FILE of a foreign file", ret);
+}
+
+/* Another visitor's file, which may be closed by now, and its number be anybody's */
+static void visit_with_others(struct visitor *v)
+{
+	int fd = v->shared->group[next_random(&v->random) % VISITORS];
+	int dev = v->shared->vm->dev, ret;
+
+	if (v->shared->readable) {
+		ret = get_file_state(dev, fd);
+		judge(v, ret >= 0 || ret == -ENOENT || ret == -EBADF,
+		      "STATE_FILE of another one's file", ret);
+	}
+	ret = dev_del(dev, fd);
+	judge(v, ret == 0 || ret == -ENOENT || ret == -EBADF, "DEL of another one's file", ret);
+}
+
+/* A process that is being started to load a module has copies of all files for a moment. */
+static int create_device_soon(int vm)
+{
+	int tries, dev = -EBUSY;
+
+	for (tries = 0; tries < 2000 && dev == -EBUSY; tries++) {
+		if (tries)
+			sleep_ms(1);
+		dev = create_device(vm, 0);
+	}
+	return dev;
+}
+
+/*
+ * The file is VFIO's, whatever becomes of its devices, and vfio.ko is there as long as it
+ * is open. Others may delete it from the shared VM, but nobody else adds it.
+ */
+static void visit_with_group(struct visitor *v, int fd)
+{
+	int shared = v->shared->vm->dev, ret;
+
+	ret = dev_add(v->vm.dev, fd);
+	judge(v, ret == 0, "ADD", ret);
+	ret = dev_add(v->vm.dev, fd);
+	judge(v, ret == -EEXIST, "ADD for a second time", ret);
+	ret = dev_add(shared, fd);
+	judge(v, ret == 0, "ADD to the shared VM", ret);
+	v->shared->group[v->number] = fd;
+	v->shared->adds++;
+	/* Nor does it matter whether that succeeds. */
+	if (next_random(&v->random) % 4 == 0)
+		group_attach(fd);
+	visit_state(v, v->vm.dev, 1);
+	visit_state(v, shared, -1);
+	if (v->shared->readable) {
+		ret = get_file_state(v->vm.dev, fd);
+		judge(v, ret >= 0 && ret <= KVM_VFIO_FILE_NOT_ENFORCED, "STATE_FILE", ret);
+	}
+	ret = dev_del(shared, fd);
+	judge(v, ret == 0 || ret == -ENOENT, "DEL from the shared VM", ret);
+	if (next_random(&v->random) % 4) {
+		ret = dev_del(v->vm.dev, fd);
+		judge(v, ret == 0, "DEL", ret);
+		return;
+	}
+	close_fd(&v->vm.dev);
+	v->vm.dev = create_device_soon(v->vm.fd);
+	judge(v, v->vm.dev >= 0, "KVM_CREATE_DEVICE", v->vm.dev);
+}
+
+static void *visitor_main(void *arg)
+{
+	struct visitor *v = arg;
+	bool absent;
+	int fd;
+
+	while (!v->shared->stop) {
+		absent = v->shared->absent;
+		/* One that somebody has, or that is gone, does not open. */
+		fd = group_open(next_random(&v->random) % host.nr_groups);
+		if (fd >= 0) {
+			visit_with_group(v, fd);
+			close(fd);
+		}
+		visit_with_foreign(v, v->vm.dev);
+		visit_with_foreign(v, v->shared->vm->dev);
+		visit_with_others(v);
+		visit_state(v, v->vm.dev, 0);
+		visit_state(v, v->shared->vm->dev, -1);
+		if (absent && v->shared->absent)
+			v->in_absence++;
+	}
+	return NULL;
+}
+
+/* As long as somebody has a group or a container open, it is in use. */
+static int unload_vfio_soon(void)
+{
+	int tries, ret = -EWOULDBLOCK;
+
+	for (tries = 0; tries < 1000 && ret == -EWOULDBLOCK; tries++) {
+		if (tries)
+			sleep_ms(1);
+		ret = unload_holders("vfio");
+		if (!ret)
+			ret = unload("vfio");
+	}
+	return ret;
+}
+
+/* Until each of them has been there some times */
+static void await_visits(struct visitor *visitors)
+{
+	int before[VISITORS], i, ms;
+
+	for (i = 0; i < VISITORS; i++)
+		before[i] = visitors[i].in_absence;
+	for (i = 0, ms = 0; i < VISITORS && ms < 5000; ms++) {
+		if (visitors[i].in_absence >= before[i] + 5)
+			i++;
+		else
+			sleep_ms(1);
+	}
+}
+
+/* Until one of them has had a group, which is bound again */
+static void await_adds(struct visited *shared)
+{
+	int before = shared->adds, ms;
+
+	for (ms = 0; ms < 5000 && shared->adds < before + 5; ms++)
+		sleep_ms(1);
+}
+
+/* 0, or the first error: nobody keeps vfio.ko for long, and it can be loaded again. */
+static int come_and_go(struct visited *shared, struct visitor *visitors)
+{
+	int i, ret = 0;
+
+	for (i = 0; i < ABSENCES && !ret && !shared->failed; i++) {
+		await_adds(shared);
+		ret = unload_vfio_soon();
+		shared->absent = !ret;
+		if (!ret)
+			await_visits(visitors);
+		shared->absent = false;
+		if (!ret)
+			ret = load_all_again();
+	}
+	return ret;
+}
+
+static long vfio_references(void)
+{
+	char text[32];
+	int ret = read_file("/sys/module/vfio/refcnt", text, sizeof(text));
+
+	return ret ? ret : atol(text);
+}
+
+/* The last one may be put a moment after its owner has gone. */
+static long vfio_references_soon(long expected)
+{
+	int tries;
+
+	for (tries = 0; tries < 200 && vfio_references() != expected; tries++)
+		sleep_ms(10);
+	return vfio_references();
+}
+
+TEST_F_TIMEOUT(module, comes_and_goes, 120)
+{
+	struct visited shared = {
+		.vm = &self->vm,
+		.readable = !*no_state(&self->vm),
+		.foreign = open("/proc/self/exe", O_RDONLY | O_CLOEXEC),
+		.group = { -1, -1, -1 },
+	};
+	struct visitor visitors[VISITORS] = {};
+	long references;
+	int i, ret;
+
+	close_fd(&self->fd);
+	references = vfio_references();
+	for (i = 0; i < VISITORS; i++) {
+		visitors[i].shared = &shared;
+		visitors[i].number = i;
+		visitors[i].random = i;
+		ASSERT_EQ(0, vm_open(&visitors[i].vm));
+	}
+	for (i = 0; i < VISITORS; i++)
+		ASSERT_EQ(0, pthread_create(&visitors[i].thread, NULL, visitor_main,
+					    &visitors[i]));
+	ret = come_and_go(&shared, visitors);
+	shared.stop = true;
+	for (i = 0; i < VISITORS; i++)
+		pthread_join(visitors[i].thread, NULL);
+	EXPECT_EQ(0, ret);
+	EXPECT_FALSE(shared.failed)
+		TH_LOG("%s gave %d", shared.what, shared.result);
+	for (i = 0; i < VISITORS; i++)
+		EXPECT_LE(ABSENCES, visitors[i].in_absence);
+
+	/* Nothing is left of it, and all goes on. */
+	ASSERT_EQ(0, load_all_again());
+	EXPECT_EQ(references, vfio_references_soon(references));
+	self->fd = group_open_soon(0);
+	ASSERT_LE(0, self->fd);
+	EXPECT_TRUE(vm_state_is(&self->vm, 0, 0));
+	for (i = 0; i < VISITORS; i++) {
+		EXPECT_TRUE(vm_state_is(&visitors[i].vm, 0, 0));
+		EXPECT_EQ(0, dev_add(visitors[i].vm.dev, self->fd));
+		EXPECT_EQ(0, dev_del(visitors[i].vm.dev, self->fd));
+	}
+	EXPECT_EQ(0, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(-EEXIST, dev_add(self->vm.dev, self->fd));
+	EXPECT_EQ(0, dev_del(self->vm.dev, self->fd));
+	close_fd(&self->fd);
+	/* The devices are open, and do not keep it. */
+	ASSERT_EQ(0, unload_holders("vfio"));
+	EXPECT_EQ(0, unload("vfio"));
+	for (i = 0; i < VISITORS; i++)
+		vm_close(&visitors[i].vm);
+	close(shared.foreign);
 }
 
 /* --- And the host is as the tests found it --- */
