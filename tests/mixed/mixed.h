@@ -3,8 +3,8 @@
  * What the cases of mixed_test share: mixed_model.c has the model, the steps, and the
  * comparison; mixed_test.c the cases of devices and groups, mixed_last.c those in which
  * the last non-coherent one leaves, mixed_held.c those in which a thread is held,
- * mixed_iommufd.c those with iommufd, mixed_memcg.c those without memory, mixed_walk.c the
- * random walk.
+ * mixed_signals.c those in which who waits for it gets a signal, mixed_iommufd.c those with
+ * iommufd, mixed_memcg.c those without memory, mixed_walk.c the random walk.
  */
 #ifndef LAB_MIXED_H
 #define LAB_MIXED_H
@@ -163,6 +163,35 @@ void hold_with(int (*their_call)(void), const char *function, const char *option
 /* Fails if it is not held any more. When this returns, its call has. */
 void goes_on(void);
 
+/*
+ * Processes that get signals one by one. They share our memory, so they may use the VMs,
+ * and have copies of our descriptors, which they close when they end.
+ */
+extern struct waiter {
+	pid_t pid;
+	int (*call)(void);
+	int result;
+	char stack[16384] __attribute__((aligned(16)));
+} waiters[2];
+
+/* Returns when it waits in a function named like FUNCTION. */
+void start_waiter(struct waiter *waiter, int (*their_call)(void), const char *function);
+/* It has the copies, and does nothing. */
+void start_sleeper(struct waiter *waiter);
+bool waits_in(const struct waiter *waiter, const char *function);
+/* It has ended, or does so now: its status, as waitpid() gives it */
+int end_of_waiter(struct waiter *waiter);
+
+/* One that is handled, and counted, from before_signals() on; and one that kills */
+extern const int signals_to_waiters[2];
+void before_signals(void);
+/* Fails if the signal ends its wait. */
+void signal_waiter(struct waiter *waiter, int signal, const char *function);
+/* What the signal comes to when the wait is over: its call has succeeded, if it lives. */
+void expect_end_by(struct waiter *waiter, int signal);
+/* None to vfio.ko and kvm.ko that was not there before_signals() */
+void expect_no_references(void);
+
 /* ---- cases --------------------------------------------------------------- */
 
 void test_readable(void);
@@ -172,6 +201,7 @@ void release_answer(void);
 void tear_down_iommufd(void);
 void choose_walk(int argc, char **argv);
 
-extern const struct suite last_suite, held_suite, iommufd_suite, memcg_suite, walk_suite;
+extern const struct suite last_suite, held_suite, signals_suite, iommufd_suite, memcg_suite,
+	walk_suite;
 
 #endif

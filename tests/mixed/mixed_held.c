@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #include "hold.h"
-#include "mixed.h"
+#include "mixed_held.h"
 
 /* Who opens one of the fixture's devices takes kvm->lock. */
 #define KVM_LOCK	"/sys/module/vfio_testdev/parameters/take_kvm_lock"
@@ -18,15 +18,8 @@
 /* ---- a thread that is held, and who comes meanwhile ---------------------- */
 
 struct caller held = { .cpu = 1 }, follower = { .cpu = 0 };
-/* What their calls are about, and the file of a device that one of them opens */
-static int their_device, their_file, their_fd = NONE;
-
-/* Processes that can be killed one by one; they share our memory, so they may use the VM. */
-static struct reader {
-	pid_t pid;
-	int (*read)(void);
-	char stack[16384] __attribute__((aligned(16)));
-} readers[2];
+int their_device, their_file, their_fd = NONE;
+struct waiter waiters[2];
 
 static void *caller_main(void *arg)
 {
@@ -104,45 +97,66 @@ void goes_on(void)
 	unload("hold");
 }
 
-static int be_reader(void *arg)
+static int be_waiter(void *arg)
 {
-	struct reader *reader = arg;
+	struct waiter *waiter = arg;
 
-	return reader->read();
+	waiter->result = waiter->call();
+	return 0;
 }
 
-/* Returns when it waits in a function named like WHERE. */
-static void start_reader(struct reader *reader, int (*read)(void), const char *where)
+bool waits_in(const struct waiter *waiter, const char *function)
 {
 	char path[60], is[100];
+
+	snprintf(path, sizeof(path), "/proc/%d/wchan", waiter->pid);
+	return !get_text(path, is, sizeof(is)) && strstr(is, function);
+}
+
+void start_waiter(struct waiter *waiter, int (*their_call)(void), const char *function)
+{
 	int tries;
 
-	reader->read = read;
-	reader->pid = must(clone(be_reader, reader->stack + sizeof(reader->stack),
-				 CLONE_VM | SIGCHLD, reader));
-	snprintf(path, sizeof(path), "/proc/%d/wchan", reader->pid);
+	waiter->call = their_call;
+	waiter->pid = must(clone(be_waiter, waiter->stack + sizeof(waiter->stack),
+				 CLONE_VM | SIGCHLD, waiter));
 	for (tries = 0; tries < 5000; tries++) {
-		if (!get_text(path, is, sizeof(is)) && strstr(is, where))
+		if (waits_in(waiter, function))
 			return;
 		usleep(1000);
 	}
-	fail("a reader does not wait in %s, but in '%s'%s", where, is,
+	fail("it does not wait in %s%s", function,
 	     somebody_is_held() ? "" : ", and nobody is held any more");
 }
 
-static void kill_reader(struct reader *reader)
+static int call_pause(void)
 {
-	int tries;
+	return call(pause());
+}
 
-	kill(reader->pid, SIGKILL);
-	for (tries = 0; tries < 2000; tries++) {
-		if (waitpid(reader->pid, NULL, WNOHANG) == reader->pid) {
-			reader->pid = 0;
-			return;
+void start_sleeper(struct waiter *waiter)
+{
+	start_waiter(waiter, call_pause, "pause");
+}
+
+int end_of_waiter(struct waiter *waiter)
+{
+	int tries, status;
+
+	for (tries = 0; tries < 5000; tries++) {
+		if (waitpid(waiter->pid, &status, WNOHANG) == waiter->pid) {
+			waiter->pid = 0;
+			return status;
 		}
 		usleep(1000);
 	}
-	fail("who waits cannot be killed");
+	fail("who waits does not end");
+}
+
+static void kill_reader(struct waiter *reader)
+{
+	kill(reader->pid, SIGKILL);
+	end_of_waiter(reader);
 }
 
 void tear_down_held(void)
@@ -154,10 +168,10 @@ void tear_down_held(void)
 	must_put(KVM_LOCK, "0");
 	join_caller(&held);
 	join_caller(&follower);
-	for (i = 0; i < ARRAY_SIZE(readers); i++) {
-		if (readers[i].pid > 0)
-			must_die(readers[i].pid, "a reader that is killed");
-		readers[i].pid = 0;
+	for (i = 0; i < ARRAY_SIZE(waiters); i++) {
+		if (waiters[i].pid > 0)
+			must_die(waiters[i].pid, "a process that is killed");
+		waiters[i].pid = 0;
 	}
 	forget_hold();
 	close_fd(&their_fd);
@@ -166,17 +180,17 @@ void tear_down_held(void)
 
 /* ---- while somebody is held ---------------------------------------------- */
 
-static int call_set_iommu(void)
+int call_set_iommu(void)
 {
 	return call(container_set_iommu(containers[0].fd));
 }
 
-static int call_set_another_iommu(void)
+int call_set_another_iommu(void)
 {
 	return call(container_set_iommu(containers[1].fd));
 }
 
-static int call_leave(void)
+int call_leave(void)
 {
 	return call(group_leave(files[their_file].fd));
 }
@@ -186,7 +200,7 @@ static int call_close_kvm_device(void)
 	return call(close(vms[0].device));
 }
 
-static int call_open_device(void)
+int call_open_device(void)
 {
 	char name[40];
 
@@ -195,17 +209,17 @@ static int call_open_device(void)
 	return their_fd < 0 ? their_fd : 0;
 }
 
-static int call_add(void)
+int call_add(void)
 {
 	return call(kvm_vfio_add(vms[0].device, files[their_file].fd));
 }
 
-static int call_del(void)
+int call_del(void)
 {
 	return call(kvm_vfio_del(vms[0].device, files[their_file].fd));
 }
 
-static int read_vm_state(void)
+int read_vm_state(void)
 {
 	struct kvm_vfio_vm_state state;
 
@@ -213,7 +227,7 @@ static int read_vm_state(void)
 				  KVM_DEV_VFIO_STATE_VM, &state));
 }
 
-static int read_file_state(void)
+int read_file_state(void)
 {
 	struct kvm_vfio_file_state state = { .fd = files[their_file].fd };
 
@@ -221,7 +235,7 @@ static int read_file_state(void)
 				  KVM_DEV_VFIO_STATE_FILE, &state));
 }
 
-static int read_fdinfo(void)
+int read_fdinfo(void)
 {
 	char path[60], text[200];
 
@@ -254,12 +268,12 @@ static void test_readers_are_killed(void)
 		begin("SET_IOMMU is held while the VM becomes non-coherent");
 		hold(call_set_iommu, "kvm:kvm_arch_register_noncoherent_dma");
 		begin("pair %zu reads meanwhile", i);
-		start_reader(&readers[0], pairs[i].first, pairs[i].waits_in);
-		start_reader(&readers[1], pairs[i].second, "kvm_vfio");
+		start_waiter(&waiters[0], pairs[i].first, pairs[i].waits_in);
+		start_waiter(&waiters[1], pairs[i].second, "kvm_vfio");
 		begin("the second of pair %zu", i);
-		kill_reader(&readers[1]);
+		kill_reader(&waiters[1]);
 		begin("the first of pair %zu", i);
-		kill_reader(&readers[0]);
+		kill_reader(&waiters[0]);
 		goes_on();
 		begin("SET_IOMMU goes on");
 		expect_result(held.result, 0);
@@ -548,12 +562,61 @@ static void test_driver_takes_kvm_lock(void)
 	expect_noncoherent(0, false);
 }
 
+static bool end_waits_for_driver(void)
+{
+	return waits_in(&waiters[0], "drain");
+}
+
+/*
+ * The same by a process that is killed, and that had the last copy of the descriptor: on
+ * 6.1 its end waits for the driver, and another signal does not change that.
+ */
+static void test_killed_while_opened(void)
+{
+	test_readable();
+	their_device = plug(false, NONE);
+	their_file = track(devices[their_device].group, 0);
+	begin("another process has the KVM device");
+	start_sleeper(&waiters[0]);
+	close_fd(&vms[0].device);
+	must_put(KVM_LOCK, "1");
+	begin("GET_DEVICE_FD waits in the driver, before it takes kvm->lock");
+	start(&held, call_open_device);
+	wait_until(driver_is_before_kvm_lock, "the driver is there");
+	begin("that process is killed meanwhile");
+	must(kill(waiters[0].pid, SIGKILL));
+	if (old_vfio) {
+		wait_until(end_waits_for_driver, "it waits for the driver");
+		must(kill(waiters[0].pid, SIGKILL));
+		usleep(20000);
+		if (!end_waits_for_driver())
+			fail("it does not wait any more");
+		expect_result(create_device(0), -EBUSY);
+	} else {
+		end_of_waiter(&waiters[0]);
+	}
+	must_put(KVM_LOCK, "2");
+	join_caller(&held);
+	begin("GET_DEVICE_FD goes on");
+	expect_result(held.result, 0);
+	close_fd(&their_fd);
+	begin("the end of the process goes on");
+	if (waiters[0].pid)
+		end_of_waiter(&waiters[0]);
+	files[their_file].owners = 0;
+	vms[0].device = create_device(0);
+	expect_result(vms[0].device, 0);
+	expect_noncoherent(0, false);
+}
+
 static const struct test tests[] = {
 	{ "who reads the state can be killed while it changes", test_readers_are_killed },
 	{ "no memory is mapped for DMA before the VM is non-coherent", test_no_dma_before },
 	{ "DEL while a driver opens a device of the file", test_del_while_opened },
 	{ "a driver that takes kvm->lock, while the KVM device is closed",
 	  test_driver_takes_kvm_lock },
+	{ "a driver that takes kvm->lock, while who has the KVM device is killed",
+	  test_killed_while_opened },
 	{ "DEL while a driver gets its reference to the VM", test_del_while_referenced },
 	{ "DEL while the VM is told of a change", test_del_while_told },
 	{ "DEL while a file is being added", test_calls_in_turn },

@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -183,8 +184,8 @@ static bool follower_waits_for_watchers(void)
 	return sleeps_in(follower.tid, "iommufd_");
 }
 
-/* Three devices of a group: the second is held while VM 0 is told, and another one ... */
-static void hold_second(int (*meanwhile)(void))
+/* Three devices of a group: attaching the second is held while VM 0 is told. */
+static void hold_attaching_after(void (*prepared)(void))
 {
 	int a = plug(false, NONE), b = plug(false, devices[a].group);
 	int c = plug(false, devices[a].group);
@@ -194,8 +195,24 @@ static void hold_second(int (*meanwhile)(void))
 	open_bound(0, a);
 	track_theirs(open_bound(1, b));
 	opened[2] = device_file(c);
+	prepared();
 	begin("attaching is held while it tells the VM");
 	hold(call_attach, "kvm_arch_register_noncoherent_dma");
+}
+
+static void nothing(void)
+{
+}
+
+static void hold_attaching(void)
+{
+	hold_attaching_after(nothing);
+}
+
+/* And another one ... */
+static void hold_second(int (*meanwhile)(void))
+{
+	hold_attaching();
 	begin("another device of the group meanwhile");
 	start(&follower, meanwhile);
 	wait_until(follower_waits_for_watchers, "it waits until the VM has been told");
@@ -211,6 +228,115 @@ static void hold_second(int (*meanwhile)(void))
 
 static void test_closed(void)	{ hold_second(call_close); }
 static void test_bound(void)	{ hold_second(call_bind); }
+
+/* VM 0 tracks nothing any more. */
+static void let_go_of_all(void)
+{
+	int id;
+
+	tear_down_iommufd();
+	for (id = 0; id < next_id; id++)
+		if (devices[id].exists)
+			unplug(id);
+	expect_no_references();
+}
+
+/* The same by another process, which gets a signal while it waits */
+static void test_bound_by_signalled(void)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(signals_to_waiters); i++) {
+		before_signals();
+		hold_attaching();
+		start_waiter(&waiters[0], call_bind, "iommufd_");
+		begin("signal %d to who binds it", signals_to_waiters[i]);
+		signal_waiter(&waiters[0], signals_to_waiters[i], "iommufd_");
+		goes_on();
+		begin("attaching goes on");
+		expect_result(held.result, 0);
+		begin("binding goes on after signal %d", signals_to_waiters[i]);
+		expect_end_by(&waiters[0], signals_to_waiters[i]);
+		if (debugfs_flag(0) != 1)
+			fail("the VM is coherent");
+		begin("the device is bound, and can be attached");
+		their_file = opened[2];
+		expect_result(call_attach(), 0);
+		must(kvm_vfio_del(vms[0].device, opened[1]));
+		if (debugfs_flag(0))
+			fail("the VM is non-coherent");
+		let_go_of_all();
+	}
+}
+
+/* Binding a device is held while VM 0 is told: its group is attached already, and now is not. */
+static void test_detached_by_signalled(void)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(signals_to_waiters); i++) {
+		int a, b;
+
+		before_signals();
+		a = plug(false, NONE);
+		b = plug(false, devices[a].group);
+		begin_with_iommufd();
+		their_pt = new_ioas(iommufd);
+		opened[2] = device_file(b);
+		track_theirs(opened[2]);
+		their_file = open_bound(0, a);
+		expect_result(call_attach(), 0);
+		begin("binding a device is held while it tells the VM");
+		hold(call_bind, "kvm_arch_register_noncoherent_dma");
+		begin("another device of the group is detached");
+		start_waiter(&waiters[0], call_detach, "iommufd_");
+		begin("signal %d to who detaches it", signals_to_waiters[i]);
+		signal_waiter(&waiters[0], signals_to_waiters[i], "iommufd_");
+		goes_on();
+		begin("binding goes on");
+		expect_result(held.result, 0);
+		begin("detaching goes on after signal %d", signals_to_waiters[i]);
+		expect_end_by(&waiters[0], signals_to_waiters[i]);
+		if (debugfs_flag(0))
+			fail("the VM is non-coherent");
+		must(kvm_vfio_del(vms[0].device, opened[2]));
+		let_go_of_all();
+	}
+}
+
+static void start_closer(void)
+{
+	start_sleeper(&waiters[0]);
+	close_fd(&opened[0]);
+}
+
+static bool end_waits_for_watchers(void)
+{
+	return waits_in(&waiters[0], "iommufd_");
+}
+
+/* By the end of a process that has been killed, and that had it alone */
+static void test_closed_by_killed(void)
+{
+	before_signals();
+	hold_attaching_after(start_closer);
+	begin("who has another device of the group is killed");
+	must(kill(waiters[0].pid, SIGKILL));
+	wait_until(end_waits_for_watchers, "its end waits until the VM has been told");
+	begin("it is killed once more");
+	signal_waiter(&waiters[0], SIGKILL, "iommufd_");
+	goes_on();
+	begin("attaching goes on");
+	expect_result(held.result, 0);
+	begin("its end goes on");
+	expect_end_by(&waiters[0], SIGKILL);
+	if (debugfs_flag(0) != 1)
+		fail("the VM is coherent");
+	must(kvm_vfio_del(vms[0].device, opened[1]));
+	if (debugfs_flag(0))
+		fail("the VM is non-coherent");
+	let_go_of_all();
+}
 
 /*
  * From Linux 7.3 on an IOMMU may attach a device that is not coherent with its group, and
@@ -392,6 +518,9 @@ static const struct test tests[] = {
 	{ "iommufd: who attaches by a PASID cannot be told to what", test_pasid_untold },
 	{ "iommufd: a device is closed while the VM of another one is told", test_closed },
 	{ "iommufd: a device is bound while the VM of another one is told", test_bound },
+	{ "iommufd: who binds it meanwhile gets a signal", test_bound_by_signalled },
+	{ "iommufd: who has it is killed meanwhile", test_closed_by_killed },
+	{ "iommufd: who detaches one meanwhile gets a signal", test_detached_by_signalled },
 };
 
 const struct suite iommufd_suite = SUITE(tests);

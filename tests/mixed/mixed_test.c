@@ -429,7 +429,7 @@ int main(int argc, char **argv)
 {
 	static const struct program program = { prepare, set_up, tear_down };
 	static const struct suite *const suites[] = {
-		&suite, &last_suite, &held_suite, &walk_suite,
+		&suite, &last_suite, &held_suite, &signals_suite, &walk_suite,
 	}, *const iommufd_suites[] = { &iommufd_suite }, *const memcg_suites[] = { &memcg_suite };
 
 	if (argc > 1 && !strcmp(argv[1], "iommufd"))
