@@ -306,3 +306,34 @@ def must_be_stock(host):
     changed = [line for line in host.run("dpkg", "-V", *host.packages)[1].splitlines()
                if " /usr/share/doc/" not in line]
     expect(not changed, f"files of {host.packages} are missing or changed: {changed}")
+
+
+def initrd_modules(host):
+    """The set's modules in the initrd, by name: path and content."""
+    folder = host.path("tmp/initrd")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    initrd = f"/boot/initrd.img-{host.kernel}"
+    if os.path.exists(host.path("usr/bin/unmkinitramfs")):
+        host.must("unmkinitramfs", initrd, "/tmp/initrd")
+    else:
+        host.must("sh", "-c", f"cd /tmp/initrd && lsinitrd --unpack {initrd}")
+    found = {}
+    for path in glob.glob(folder + "/**/*.ko*", recursive=True):
+        name = os.path.basename(path).partition(".ko")[0]
+        if name in NAMES:
+            found[name] = path
+    return found
+
+
+def initrd_must_fit(host):
+    found = initrd_modules(host)
+    expect({"vfio", "kvm"} <= set(found), f"the initrd holds only {sorted(found)}")
+    for name, path in found.items():
+        same = module(path) == module(host.path(where(host, name).lstrip("/")))
+        expect(same, f"the initrd's {name} is not the one on the disk")
+
+
+def must_say(said, text, times=1):
+    lines = [line for line in said.splitlines() if line.startswith("kvm-vfio: ") and text in line]
+    expect(len(lines) == times, f"'{text}' is said {len(lines)} times:\n" + said[-1500:])
