@@ -93,8 +93,9 @@ class Host:
     def look_at(self, kernel):
         """The kernel that all else here is about."""
         self.kernel = kernel
-        self.version = re.search(r'" Debian (\S+)"', self.read(
-            os.path.relpath(self.package_h(), self.root)))[1]
+        # Only its headers tell what it is made from.
+        self.version = re.search(r'" Debian (\S+)"', self.read(os.path.relpath(
+            self.package_h(), self.root)))[1] if self.has_headers() else ""
         # A newer kernel is in several; the hooks are called by the first of them.
         self.packages = [name for part in ("image", "binary", "modules") if os.path.exists(self.path(
             f"var/lib/dpkg/info/{(name := f'linux-{part}-{kernel}')}.list"))]
@@ -117,6 +118,9 @@ class Host:
             if os.path.ismount(os.path.join(cls.work, number, "root")):
                 subprocess.run(["umount", "-R", os.path.join(cls.work, number, "root")], check=True)
             shutil.rmtree(os.path.join(cls.work, number))
+
+    def has_headers(self):
+        return os.path.lexists(self.path(f"usr/lib/modules/{self.kernel}/build"))
 
     def package_h(self):
         modules = f"/usr/lib/modules/{self.kernel}"
@@ -160,15 +164,18 @@ class Host:
     def apt(self, *words):
         return self.must("apt-get", "-y", "--no-install-recommends", *words)
 
-    def from_archive(self, *packages):
-        """Of Debian's archive; what comes from there is kept in out/host/debs for the next time."""
+    def from_archive(self, *packages, recommends="false"):
+        """Of Debian's archive; what comes from there is kept in out/host/debs for the next time. What apt
+        says."""
         kept, cache = os.path.join(TOP, "out/host/debs"), self.path("var/cache/apt/archives")
         shutil.copytree(kept, cache, dirs_exist_ok=True) if os.path.isdir(kept) else os.makedirs(kept)
         self.must("apt-get", "-q", "update")
-        self.apt("-o", "APT::Keep-Downloaded-Packages=true", "install", *packages)
+        said = self.must("apt-get", "-y", "-o", "APT::Keep-Downloaded-Packages=true",
+                         "-o", "APT::Install-Recommends=" + recommends, "install", *packages)
         for path in glob.glob(cache + "/*.deb"):
             if not os.path.exists(os.path.join(kept, os.path.basename(path))):
                 shutil.copy(path, kept)
+        return said
 
     def hook(self, which="postinst.d"):
         """What a kernel's own scripts run."""
@@ -241,19 +248,30 @@ class Package:
     def copy(self, host):
         shutil.copy(self.deb, host.path("kvm-vfio.deb"))
 
-    def install(self, host):
-        """By apt, which says: DKMS really builds, unless it has built that set before."""
+    def ready(self, host, version):
+        """DKMS really builds the set for that source, unless it has built it before."""
         self.copy(host)
-        self.built = os.path.join(TOP, "out/host/built", self.set_id(host.version))
+        self.built = os.path.join(TOP, "out/host/built", self.set_id(version))
         if os.path.isdir(self.built):
             host.use_stand_in(self.built)
-            return host.apt("install", "/kvm-vfio.deb")
+            return
         host.replace_make(KEEPING)
+        shutil.rmtree(host.path("kept"), ignore_errors=True)
         os.makedirs(host.path("kept"))
-        said = host.apt("install", "/kvm-vfio.deb")
+
+    def keep(self, host, said):
+        """What was really built."""
+        if os.path.isdir(self.built):
+            return
         made = glob.glob(host.path("kept/**/*.ko"), recursive=True)
         expect(len(made) == len(NAMES), "make has not made all of the set:\n" + said[-1500:])
         shutil.copytree(host.path("kept"), self.built)
+
+    def install(self, host):
+        """By apt; what that says."""
+        self.ready(host, host.version)
+        said = host.apt("install", "/kvm-vfio.deb")
+        self.keep(host, said)
         return said
 
 
