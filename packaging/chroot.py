@@ -11,7 +11,9 @@ import lzma
 import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 
 from kit import bases
 from kit.common import TOP, Problem, read, read_bytes, write
@@ -39,6 +41,13 @@ done
 /usr/bin/make.debian "$@" || exit
 [ ! -f "$folder/Kbuild" ] || { cd "$folder" && find . -name '*.ko' -o -name SOURCE |
 	cpio -pdmu --quiet /kept; }
+"""
+
+
+# A program that waits where it is asked for that, in the place where it is looked for first
+STOPPING = """#!/bin/sh
+case "$*" in {words}) [ ! -e /stop ] || touch /stopped; while [ -e /stop ]; do sleep 0.2; done ;; esac
+exec {program} "$@"
 """
 
 
@@ -141,15 +150,19 @@ class Host:
     def write(self, inside, text, mode=0o644):
         write(self.path(inside), text, mode=mode)
 
+    def started(self, *words, **more):
+        """How to run it."""
+        alone = [] if self.network else ["unshare", "--net"]
+        return {"args": [*alone, "chroot", self.root, *words], "stdin": subprocess.DEVNULL,
+                "stderr": subprocess.STDOUT, **more,
+                "env": {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                        "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", "HOME": "/root",
+                        **self.environment}}
+
     def run(self, *words):
         """Exit status and all that it says."""
-        alone = [] if self.network else ["unshare", "--net"]
-        done = subprocess.run(
-            [*alone, "chroot", self.root, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
-            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                 "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", "HOME": "/root",
-                 **self.environment})
+        done = subprocess.run(**self.started(*words, stdout=subprocess.PIPE), text=True, errors="replace",
+                              check=False)
         log = f"out/host/install-{os.path.basename(self.system)}.log"
         with open(os.path.join(TOP, log), "a", encoding="utf-8") as log:
             log.write(f"## host {Host.count}: {' '.join(words)} -> {done.returncode}\n{done.stdout}\n")
@@ -160,6 +173,22 @@ class Host:
         if status:
             raise Wrong(f"{' '.join(words)} failed:\n" + "\n".join(said.splitlines()[-15:]))
         return said
+
+    def kill_at(self, program, arguments, *words, alone=False):
+        """Kill what WORDS start, with all of its children unless ALONE, when it has come to PROGRAM with such
+        ARGUMENTS (a pattern of the shell's)."""
+        self.write(f"usr/local/sbin/{os.path.basename(program)}",
+                   STOPPING.format(words=arguments, program=program), 0o755)
+        self.write("stop", "")
+        # Not a pipe, which its children would write to when it is gone.
+        with subprocess.Popen(**self.started(*words, stdout=subprocess.DEVNULL),
+                              start_new_session=True) as child:
+            while not os.path.exists(self.path("stopped")) and child.poll() is None:
+                time.sleep(0.2)
+            if child.returncode is None:
+                (os.kill if alone else os.killpg)(child.pid, signal.SIGKILL)
+        expect(child.returncode == -signal.SIGKILL,
+               f"{' '.join(words)} ended with {child.returncode} and never came to {program}")
 
     def apt(self, *words):
         return self.must("apt-get", "-y", "--no-install-recommends", *words)
