@@ -3,6 +3,7 @@
 kernel of another release, a newer package of ours."""
 
 import glob
+import hashlib
 import lzma
 import os
 import re
@@ -66,8 +67,21 @@ def prune(inside):
                         if os.path.exists(os.path.join(inside, line.split(maxsplit=1)[1].strip()))))
 
 
-def other_kernel(debs, folder, old, new, version):
-    """The packages of kernel OLD as those of NEW, which say that they are made from source VERSION."""
+def change_module(inside, path, change):
+    """One of an unpacked package, and its sum."""
+    data = read_bytes(path)
+    before = hashlib.md5(data).hexdigest()
+    if path.endswith(".xz"):
+        data = lzma.compress(replaced(lzma.decompress(data), change), check=lzma.CHECK_CRC32, preset=0)
+    else:
+        data = replaced(data, change)
+    write(path, data)
+    substitute(inside + "/DEBIAN/md5sums", before, hashlib.md5(data).hexdigest())
+
+
+def other_kernel(debs, folder, old, new, version, change=()):
+    """The packages of kernel OLD as those of NEW, which say that they are made from source VERSION. KVM's
+    module has CHANGE."""
     def edit(inside):
         prune(inside)
         rename(inside, old, new)
@@ -77,6 +91,8 @@ def other_kernel(debs, folder, old, new, version):
         substitute(control, r" \(= [^)]*\)", "")
         for path in glob.glob(inside + "/usr/src/*/include/generated/package.h"):
             write(path, f'#define LINUX_PACKAGE_ID " Debian {version}"\n')
+        for path in change and glob.glob(inside + "/**/kvm/kvm.ko*", recursive=True):
+            change_module(inside, path, change)
     os.makedirs(folder)
     return [repack(deb, os.path.join(folder, os.path.basename(deb).replace(old, new)), edit)
             for deb in debs]
