@@ -364,8 +364,8 @@ def numbered(source, folder, names):
         faults.append(f"{LETTER} does not name the commit that the series is for (base-commit:)" if
                       commit else f"{LETTER} names a commit (base-commit:) that nobody else has")
     if source.mailed != bool(re.search(r"^To: (?:.*\n )*.*@.*\n(?:.*\n)*?Cc: ", letter, re.M)):
-        faults.append(f"{LETTER} is {'' if source.mailed else 'not '}for the kernel's maintainers "
-                      "and lists (To:, Cc:)")
+        faults.append(f"{LETTER} {'does not go' if source.mailed else 'goes'} to the kernel's "
+                      "maintainers and lists (To:, Cc:)")
     if len(re.findall(r"^change-id: \d{8}-[a-z0-9-]+-[0-9a-f]{12}$", letter, re.M)) != 1:
         faults.append(f"{LETTER} does not say by what the series is known (change-id:)")
     digits = len(str(len(names)))

@@ -16,7 +16,8 @@ last commit.
 With --onto they are made for a kernel tree of your own, plain or of git, with the
 edits for the base that is the nearest to it, and tried on a copy of the files
 they change.  The tree itself is only read.  What does not match is named, and then
-there are no patches.
+there are no patches.  If it is a clone of the newest base's kernel, without changes,
+they are what can be sent: its commit is named, and those whom they go to.
 
   --onto DIR     for the kernel tree in DIR; the patches go to out/onto/series
   --base BASE    ... with the edits for that base
@@ -277,28 +278,35 @@ class Source:
         no such commit, and b4 would look for it."""
         return None if self.mailed else self.git("rev-parse", "base").decode().strip()
 
-    def recipients(self, paths):
-        """Whom the kernel's own script names for these files, as options of git format-patch."""
+    def recipients(self):
+        """Whom the kernel's own script names for the files, as options of git format-patch."""
         if not self.mailed:
             return []
-        common.need("series/assemble", self.base)
-        at = tree.Base(self.base, "tree").tree
-        # That file is everybody's.
-        paths = [path for path in sorted(paths) if path != "MAINTAINERS" and
-                 os.path.isfile(os.path.join(at, path))]
+        at = self.asked_tree()
+        # That file is everybody's, and as it will be it knows ours.
+        changes = self.git("diff", f"base..{self.branch}", "--", ".", ":(exclude)MAINTAINERS")
+        with tempfile.NamedTemporaryFile() as maintainers:
+            maintainers.write(self.git("cat-file", "blob", f"{self.branch}:MAINTAINERS"))
+            maintainers.flush()
 
-        def ask(*who):
-            done = subprocess.run(["scripts/get_maintainer.pl", "--no-git", "--no-git-fallback",
-                                   "--no-rolestats", *who, "-f", *paths],
-                                  cwd=at, env=self.env(), capture_output=True, text=True,
-                                  check=False)
-            if done.returncode:
-                raise Problem(f"scripts/get_maintainer.pl of Linux {self.base} says: "
-                              f"{done.stderr.strip()}")
-            return [line for line in done.stdout.splitlines() if "@" in line]
-        to = ask("--no-l", "--no-r")
+            def ask(*who):
+                done = subprocess.run(["scripts/get_maintainer.pl", "--no-git",
+                                       "--no-git-fallback", "--no-rolestats", "--no-keywords",
+                                       *who, "--mpath", maintainers.name],
+                                      cwd=at, env=self.env(), input=changes,
+                                      capture_output=True, check=False)
+                if done.returncode:
+                    raise Problem(f"scripts/get_maintainer.pl of {self.kernel} says: "
+                                  f"{done.stderr.decode(errors='replace').strip()}")
+                return [line for line in done.stdout.decode().splitlines() if "@" in line]
+            to, everybody = ask("--no-l", "--no-r"), ask("--no-m")
         return [*(f"--to={line}" for line in to),
-                *(f"--cc={line}" for line in ask("--no-m") if line not in to)]
+                *(f"--cc={line}" for line in everybody if line not in to)]
+
+    def asked_tree(self):
+        """Where the kernel's own scripts are"""
+        common.need("series/assemble", self.base)
+        return tree.Base(self.base, "tree").tree
 
     def ask_dpkg(self):
         if not bases.native(self.base):
@@ -432,9 +440,6 @@ class Onto(Source):
 
     packaged = False
 
-    # Who gets it is the user's to say.
-    mailed = False
-
     # pylint: disable-next=super-init-not-called
     def __init__(self, folder, base=None):
         self.folder = os.path.abspath(folder)
@@ -448,6 +453,17 @@ class Onto(Source):
         self.files = {}
         self.kernel = f"{self.folder} (Linux {self.version}, with the edits for {self.base})"
         self.prefix = "PATCH" if self.base == bases.names()[-1] else f"PATCH {major_minor}"
+        self.newest = self.base == major_minor == bases.names()[-1]
+
+    @property
+    def mailed(self):
+        """Is it for the kernel's lists? If it is for a commit of the newest base's kernel, as it is.
+        Who gets anything else is the user's to say."""
+        return (self.newest and self.base_commit() is not None and
+                os.path.isfile(os.path.join(self.folder, "scripts/get_maintainer.pl")))
+
+    def asked_tree(self):
+        return self.folder
 
     def ask_makefile(self):
         """The version of the kernel."""
@@ -488,8 +504,10 @@ class Onto(Source):
 
     def base_commit(self):
         """The commit that the tree is at, if it has these files as they are."""
+        # The index is not to be written, either.
         def git(*command):
-            done = subprocess.run(["git", "-c", "safe.directory=*", "-C", self.folder, *command],
+            done = subprocess.run(["git", "--no-optional-locks", "-c", "safe.directory=*",
+                                   "-C", self.folder, *command],
                                   capture_output=True, text=True, check=False)
             return done.stdout.strip() if done.returncode == 0 else None
 
@@ -582,8 +600,8 @@ def commit_patches(source, patches, after, who):
     source.git("fast-import", "--quiet", "--force", "--date-format=raw", data=feed.getvalue())
 
 
-def format_patches(source, who, output, paths, check=None):
-    """Write the mails, of changes to PATHS, to OUTPUT, if CHECK has nothing against them."""
+def format_patches(source, who, output, check=None):
+    """Write the mails to OUTPUT, if CHECK has nothing against them."""
     name, mail, date = re.match(r"(.+) <(.+)> (.+)", who).groups()
     subject, body = message("cover-letter", source.base, source.version, source.packaged)
     tmp = f"{output}.tmp.{os.getpid()}"
@@ -592,7 +610,8 @@ def format_patches(source, who, output, paths, check=None):
         shutil.rmtree(path, ignore_errors=True)
     try:
         source.git("-c", f"branch.{source.branch}.description={subject}\n\n{body}\n",
-                   "format-patch", *FORMAT, *source.recipients(paths), f"--subject-prefix={source.prefix}",
+                   "format-patch", *FORMAT, *source.recipients(),
+                   f"--subject-prefix={source.prefix}",
                    f"--output-directory={tmp}", f"base..{source.branch}",
                    GIT_AUTHOR_NAME=name, GIT_AUTHOR_EMAIL=mail, GIT_AUTHOR_DATE=date,
                    GIT_COMMITTER_NAME=name, GIT_COMMITTER_EMAIL=mail, GIT_COMMITTER_DATE=date)
@@ -639,7 +658,7 @@ def export(source, output, who, patches, chosen):
     commit_patches(source, [patch for patch, _ in wanted], after, who)
     check = None if source.packaged else lambda folder, names: source.try_on_copy(
         folder, names, after[-1])
-    return format_patches(source, who, output, {path for state in after for path in state}, check)
+    return format_patches(source, who, output, check)
 
 
 def main():
