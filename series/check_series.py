@@ -215,6 +215,13 @@ def unpack(source, at, paths):
     """These files of Debian's source, unpacked as its documentation says."""
     shutil.rmtree(at, ignore_errors=True)
     os.makedirs(at)
+    # `make tree` has unpacked it, and kept what it changed: that is as good as to do it again.
+    kernel = tree.Base(source.base, "tree")
+    if os.path.isdir(kernel.tree) and kernel.state["source"] == kernel.source_id():
+        for path in filter(kernel.pristine_file, paths):
+            os.makedirs(os.path.dirname(os.path.join(at, path)), exist_ok=True)
+            shutil.copy(kernel.pristine_file(path), os.path.join(at, path))
+        return
     names = "".join(f"{source.package}/{path}\n" for path in paths)
     subprocess.run(["tar", "-x", "-f", source.tarball, "--strip-components=1", "-C", at,
                     "--files-from=-"], input=names, text=True, check=True)
