@@ -25,6 +25,7 @@
  *
  * Of "map" and "unmap", N is the number of 4 KiB pages; they are called ..._flushed where
  * the device's DMA is not coherent.
+ * Of "beside_...", N is the number of files that another VM tracks, 0 without one.
  * A METRIC named ..._flag says instead whether the VM is non-coherent after what
  * its name begins with: 1 or 0. One named ..._later is what the thread does when
  * that system call is over, before it is back in user space: see struct parts.
@@ -42,7 +43,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <linux/userfaultfd.h>
 #include <linux/vfio.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -696,11 +699,16 @@ asm(".pushsection .rodata\n"
     "	decl	%ecx\n"
     "	jnz	1b\n"
     "	hlt\n"
+    /* WBINVD for ever */
+    "guest_flush:\n"
+    "1:	wbinvd\n"
+    "	jmp	1b\n"
     "guest_code_end:\n"
     ".code64\n"
     ".popsection\n");
 
-extern const char guest_code[], guest_code_end[], guest_touch[], guest_wbinvd[], guest_map[];
+extern const char guest_code[], guest_code_end[], guest_touch[], guest_wbinvd[], guest_map[],
+	guest_flush[];
 
 /* Guest-physical addresses */
 #define CODE		0x1000u
@@ -1076,6 +1084,224 @@ static void bench_guests(int transitions)
 	close_guest();
 }
 
+/* ---- beside another VM --------------------------------------------------- */
+
+/*
+ * What a VM takes for its WBINVDs, its calls and a change of its coherency, alone and
+ * beside another VM that does all that could make them dearer. Both have a process and a
+ * container of their own. The one that is measured is the same in both cases: so are its
+ * vCPU and where the slab allocator takes its objects from.
+ *
+ * The other one is made when the first has been measured alone, by a process that was
+ * there before: fork() write-protects memory, guests' too. It is another process because
+ * one of several threads pays more for each of its descriptors.
+ */
+#define BESIDE_REPEATS	6
+#define BUSY_MIB	64
+#define BUSY_LOGGED	0x20000000u	/* a page of RAM whose writes are logged */
+
+/* With too few groups for it in the pool */
+#define BESIDE_FILES	128
+
+/* A thread that waits for a page which does not come, with the VM's slots_lock held */
+static pid_t busy_waits;
+static void *busy_bitmap;
+
+static void *wait_with_slots_lock(void *unused __attribute__((unused)))
+{
+	struct kvm_dirty_log log = { .slot = 2, .dirty_bitmap = busy_bitmap };
+
+	WRITE(busy_waits, gettid());
+	ioctl(vm, KVM_GET_DIRTY_LOG, &log);
+	fail("slots_lock is not held any more");
+}
+
+static bool slots_lock_is_held(void)
+{
+	return sleeps_in(READ(busy_waits), "handle_userfault");
+}
+
+/* Until the process ends. The pages of roots that the VM leaves stay where they are. */
+static void hold_slots_lock(void)
+{
+	struct uffdio_register range = {
+		.range = { .len = 4096 }, .mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	struct kvm_userspace_memory_region region = {
+		.slot = 2, .flags = KVM_MEM_LOG_DIRTY_PAGES, .guest_phys_addr = BUSY_LOGGED,
+		.memory_size = 4096, .userspace_addr = (uintptr_t)anonymous(4096),
+	};
+	struct uffdio_api api = { .api = UFFD_API };
+	int uffd = must(syscall(SYS_userfaultfd, O_CLOEXEC));
+
+	busy_bitmap = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	must(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region));
+	range.range.start = (uintptr_t)busy_bitmap;
+	must(ioctl(uffd, UFFDIO_API, &api));
+	must(ioctl(uffd, UFFDIO_REGISTER, &range));
+	thread_on(0, wait_with_slots_lock);
+	wait_until(slots_lock_is_held, "somebody waits with slots_lock held");
+}
+
+/* It gets the CPU when nobody else wants it, so that no more than a timer is to be seen. */
+static void *flush_for_ever(void *unused __attribute__((unused)))
+{
+	struct sched_param none = { 0 };
+
+	must(sched_setscheduler(0, SCHED_IDLE, &none));
+	guest(guest_flush, (struct kvm_regs){ 0 });
+	return NULL;
+}
+
+static bool budget_is_used_up(void)
+{
+	return vm_number(getpid(), vm, "wbinvd_delays") > 0;
+}
+
+/* The stock modules have no limit. */
+static void use_up_budget(void)
+{
+	if (try_wbinvd_limit(vm, 0, 1, 0, 0, 0))
+		return;
+	thread_on(0, flush_for_ever);
+	wait_until(budget_is_used_up, "a WBINVD waits");
+}
+
+/* It tracks the pool's groups, which are attached and not coherent. */
+static void be_busy(void)
+{
+	make_guest();
+	add_slot(1, PAGES, (size_t)BUSY_MIB * MIB, alias(BUSY_MIB, false));
+	map_all(BUSY_MIB, false);
+	hold_slots_lock();
+	add_groups(pool.n);
+	/* Its old roots are pending now, and it maps all in new ones. */
+	map_all(BUSY_MIB, false);
+	use_up_budget();
+}
+
+static struct {
+	pid_t pid;
+	int begin, ready;
+} busy;
+
+static void fork_busy(void)
+{
+	int begin[2], ready[2];
+	char byte;
+
+	must(pipe2(begin, O_CLOEXEC));
+	must(pipe2(ready, O_CLOEXEC));
+	fflush(stdout);
+	busy.pid = must(fork());
+	if (!busy.pid) {
+		close(begin[1]);
+		close(ready[0]);
+		/* Nothing comes if the other process has failed. */
+		if (read(begin[0], &byte, 1) != 1)
+			_exit(1);
+		be_busy();
+		must(write(ready[1], "", 1));
+		for (;;)
+			pause();
+	}
+	close(begin[0]);
+	close(ready[1]);
+	busy.begin = begin[1];
+	busy.ready = ready[0];
+}
+
+static void begin_to_be_busy(void)
+{
+	char byte;
+
+	must(write(busy.begin, "", 1));
+	if (read(busy.ready, &byte, 1) != 1)
+		fail("there is no other VM that is busy");
+}
+
+static void end_busy(void)
+{
+	must_die(busy.pid, "the busy VM");
+	close(busy.begin);
+	close(busy.ready);
+}
+
+/* Of a VM with a vCPU and without files. The pool is of two groups, none attached. */
+static void measure_beside(int files)
+{
+	struct cost wbinvd = wbinvd_cost(), adding = { 0 }, deleting = { 0 };
+	struct parts parts[TRANSITIONS] = { 0 };
+	char metric[40];
+	int i, ret;
+
+	row(pool.groups, "coherent", "beside_wbinvd", files, &wbinvd);
+	trace_calls(true);
+	for (i = 0; i < BESIDE_REPEATS; i++) {
+		transition(parts, ATTACH, 0, false);
+		transition(parts, DEL, 0, false);
+		transition(parts, ADD, 0, false);
+		transition(parts, DETACH, 0, false);
+		must(del(0));
+	}
+	trace_calls(false);
+	for (i = 0; i < TRANSITIONS; i++) {
+		snprintf(metric, sizeof(metric), "beside_%s", transition_metric[i]);
+		rows_of_parts(pool.groups, pool.dma, metric, files, &parts[i]);
+	}
+	join(pool.fd[0]);
+	must(set_iommu());
+	join(pool.fd[1]);
+	must(add(1));
+	wbinvd = wbinvd_cost();
+	row(pool.groups, pool.dma, "beside_wbinvd", files, &wbinvd);
+	for (i = 0; i < BESIDE_REPEATS; i++) {
+		measure(&adding, 20000, ret = add(0));
+		must(ret);
+		measure(&deleting, 20000, ret = del(0));
+		must(ret);
+	}
+	row(pool.groups, pool.dma, "beside_add", files, &adding);
+	row(pool.groups, pool.dma, "beside_del", files, &deleting);
+	must(del(1));
+	leave(pool.fd[1]);
+	leave(pool.fd[0]);
+}
+
+/* More groups of the fixture for the pool, attached to nothing yet */
+static void make_noncoherent(int n)
+{
+	int first = must(get_number(TESTDEV "create"));
+
+	must_put(TESTDEV "create", "%d noncoherent", n);
+	open_testdevs(first - pool.n, pool.n + n);
+}
+
+/* The pool is of the fixture's non-coherent groups, all attached. */
+static void bench_beside(void)
+{
+	static struct pool others;
+	int i = pool.n;
+
+	if (i < BESIDE_FILES)
+		make_noncoherent(BESIDE_FILES - i);
+	for (; i < pool.n; i++)
+		join(pool.fd[i]);
+	fork_busy();
+	others = pool;
+	pool.n = 0;
+	make_noncoherent(2);
+	pool.container = must(open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC));
+	make_guest();
+	measure_beside(0);
+	begin_to_be_busy();
+	measure_beside(others.n);
+	close_guest();
+	close_pool();
+	end_busy();
+	pool = others;
+}
+
 /* ---- memory that is mapped for DMA --------------------------------------- */
 
 #define DMA_ADDRESS	(4096ul * MIB)
@@ -1151,6 +1377,7 @@ static void bench_fixture_guests(int transitions)
 	pool.dma = "noncoherent";
 	open_testdevs(noncoherent_base, 1);
 	bench_guests(transitions);
+	bench_beside();
 	close_pool();
 }
 
@@ -1169,6 +1396,7 @@ static void bench_fixture(int n, int transitions)
 	bench_guests(transitions);
 	bench_map();
 	bench_pool();
+	bench_beside();
 	close_pool();
 }
 
