@@ -130,9 +130,9 @@ static int vfio_external_user_get(struct vfio_external_user *user,
 		ret = -EEXIST;
 		goto out_unlock;
 	}
+	user->shared = !hlist_empty(&slot->users);
 	user->file = get_file(file);
 	user->slot = slot;
-	user->shared = !hlist_empty(&slot->users);
 	hlist_add_head(&user->node, &slot->users);
 	vfio_external_user_tell(user, VFIO_DMA_NONE, slot->coherency);
 out_unlock:

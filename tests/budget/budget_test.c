@@ -226,6 +226,7 @@ static void within_the_limit(void)
 static void another_vm(void)
 {
 	struct vcpu *v = waiting(1, 0), *w;
+	int cpu;
 
 	memset(&other, 0, sizeof(other));
 	other.fd = create_vm();
@@ -236,7 +237,15 @@ static void another_vm(void)
 	other.dev = must(kvm_vfio_create(other.fd));
 	must(kvm_vfio_add(other.dev, vm.group));
 	w = vcpu_create(&other, 2);
-	phase("another VM's WBINVD is executed");
+	/* It tracks the group that the first one tracks, and may go on with its guest. */
+	phase("another VM's WBINVD is executed, the first one on all CPUs");
+	begin(w, 1);
+	end(w);
+	expected.guest[2] = 1;
+	for (cpu = 0; cpu < CPUS; cpu++)
+		expect_flush(cpu);
+	phase_end();
+	phase("the second one where its vCPU runs");
 	begin(w, 1);
 	end(w);
 	expected.guest[2] = 1;
