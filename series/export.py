@@ -365,8 +365,9 @@ class Source:
         self.git("init", "--quiet", "--bare", "--object-format=sha1", "--template=",
                  "--initial-branch=series", self.git_dir)
         tree.write(os.path.join(self.git_dir, "info/attributes"), ATTRIBUTES.encode())
+        # A file has little in common with the one before it: no deltas are tried.
         with subprocess.Popen(["xz", "-d", "-c", self.tarball], stdout=subprocess.PIPE) as xz, \
-             subprocess.Popen([*GIT, "fast-import", "--quiet", "--date-format=raw"],
+             subprocess.Popen([*GIT, "fast-import", "--quiet", "--date-format=raw", "--depth=0"],
                               stdin=subprocess.PIPE, env=self.env()) as fast:
             try:
                 entries, newest = self.feed_tar(xz.stdout, fast.stdin)
