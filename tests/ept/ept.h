@@ -90,6 +90,7 @@ bool removed_between(uint64_t gpa, int begin, int end);
 int count_between(int kind, int cpu, int begin, int end);
 void start_trace(void);
 void stop_trace(void);
+void disable_events(void);
 
 /*
  * Make lab/wbinvd the event that a CPU executes WBINVD or WBNOINVD for a guest, and

@@ -208,6 +208,10 @@ void expect_level(uint64_t gpa, int level)
 		     (unsigned long long)gpa, found, level);
 }
 
+/*
+ * Each time that an event is enabled or disabled the kernel patches its code, for which an
+ * emulator needs half a second. So events stay enabled, and only what they tell is not recorded.
+ */
 void start_trace(void)
 {
 	static const char *const on[] = {
@@ -217,31 +221,35 @@ void start_trace(void)
 		TRACING "events/kvm/kvm_entry/enable",
 		TRACING "events/lab/wbinvd/enable",
 		TRACING "events/lab/leave/enable",
-		TRACING "tracing_on",
 	};
 	char scrap[4096];
 	unsigned int i;
 
-	must_put(TRACING "current_tracer", "nop");
-	must_put(TRACING "events/enable", "0");
 	for (i = 0; i < ARRAY_SIZE(on); i++)
-		must_put(on[i], "1");
+		if (get_number(on[i]) != 1)
+			must_put(on[i], "1");
 	trace_marker = must(open(TRACING "trace_marker", O_WRONLY | O_CLOEXEC));
 	trace_pipe = must(open(TRACING "trace_pipe",
 			       O_RDONLY | O_NONBLOCK | O_CLOEXEC));
 	while (read(trace_pipe, scrap, sizeof(scrap)) > 0)
 		;
 	event_count = 0;
+	must_put(TRACING "tracing_on", "1");
 }
 
 void stop_trace(void)
 {
-	put(TRACING "events/enable", "0");
+	put(TRACING "tracing_on", "0");
 	if (trace_pipe >= 0)
 		close(trace_pipe);
 	if (trace_marker >= 0)
 		close(trace_marker);
 	trace_pipe = trace_marker = -1;
+}
+
+void disable_events(void)
+{
+	must_put(TRACING "events/enable", "0");
 }
 
 /* ---- where WBINVD is executed, and old entries put out of use ------------- */
@@ -338,6 +346,9 @@ void place_probes(void)
 	const char *function = wbinvd_function(), *bare = strchr(function, ':');
 	char offset[16];
 
+	must_put(TRACING "tracing_on", "0");
+	must_put(TRACING "current_tracer", "nop");
+	disable_events();
 	/* Of events on different CPUs, too, it tells which came first. */
 	must_put(TRACING "trace_clock", "counter");
 	must_put(TRACING "kprobe_events", "p:lab/wbinvd %s", function);

@@ -32,6 +32,7 @@ static void end_vm_with_worker_held(void)
 	close_fd(&vm.vcpu);
 	close_fd(&vm.fd);
 	stop_trace();
+	disable_events();		/* of modules that are to be unloaded */
 	hold_at(BY_WORKER, "");
 	wait_until(somebody_is_held, "a worker is to tear the roots down");
 	give_page_for_dirty_log();

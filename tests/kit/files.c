@@ -92,32 +92,27 @@ bool kernel_before(int major, int minor)
 	return x < major || (x == major && y < minor);
 }
 
-/* On Bochs the kernel takes 8 seconds to write them all: what it said is remembered. */
+/*
+ * On Bochs it takes seconds until the kernel has written them all: it does so once.
+ * What is loaded later is not among them.
+ */
 bool kernel_has(const char *function)
 {
-	static struct {
-		const char *function;
-		bool found;
-	} known[4];
-	static unsigned int count;
-	FILE *symbols;
-	char line[200], name[100];
-	bool found = false;
-	unsigned int i;
+	static char *symbols;
+	size_t size = 0, length = strlen(function);
+	const char *at;
+	FILE *file;
 
-	for (i = 0; i < count; i++)
-		if (!strcmp(known[i].function, function))
-			return known[i].found;
-	symbols = fopen("/proc/kallsyms", "re");
-	while (symbols && !found && fgets(line, sizeof(line), symbols))
-		found = sscanf(line, "%*s %*s %99s", name) == 1 && !strcmp(name, function);
-	if (symbols)
-		fclose(symbols);
-	if (count < ARRAY_SIZE(known)) {
-		known[count].function = function;
-		known[count++].found = found;
+	if (!symbols) {
+		file = fopen("/proc/kallsyms", "re");
+		if (!file || getdelim(&symbols, &size, '\0', file) <= 0)
+			fail("the kernel does not tell its symbols");
+		fclose(file);
 	}
-	return found;
+	for (at = symbols; (at = strstr(at + 1, function));)
+		if (at[-1] == ' ' && (at[length] == '\n' || at[length] == '\t'))
+			return true;
+	return false;
 }
 
 /* ---- modules ------------------------------------------------------------- */
