@@ -105,7 +105,7 @@ static int do_step(enum step step, struct vm *vm, int *group, int *container)
 static void victim(enum step last, int tell)
 {
 	int group = -1, container = -1, ret = 0, step;
-	struct vm vm;
+	struct vm vm = NO_VM;
 
 	for (step = STEP_VM; step <= (int)last && !ret; step++)
 		ret = do_step(step, &vm, &group, &container);
