@@ -202,11 +202,15 @@ def export(source):
 
 def check_checkpatch_series(source):
     """scripts/checkpatch.pl --strict on the exported patches"""
-    export(source)
-    patches = sorted(glob.glob(os.path.join(source.series, "0*.patch")))
+    folder = source.series
+    # One of its own, unless the caller brought one: check-series may be looking at the other.
+    if folder == os.path.join(source.out, "series"):
+        folder = os.path.join(source.log, "series")
+        common.need("series/export", source.base, "--nobody", "--output", folder)
+    patches = sorted(glob.glob(os.path.join(folder, "0*.patch")))
     patches = [p for p in patches if not os.path.basename(p).startswith("0000-")]
     if not patches:
-        raise Problem(f"there is no patch in {rel(source.series)}.")
+        raise Problem(f"there is no patch in {rel(folder)}.")
     found = findings.Findings()
     for patch in patches:
         one = findings.Findings()
@@ -661,8 +665,9 @@ def check_codespell(_):
 
 # --- putting it together ---------------------------------------------------------------------
 
-def all_checks():
-    """(name, function, is it fast)"""
+def all_checks(base=None):
+    """(name, function, is it fast); of the newest base's series, which is for the kernel's lists,
+    checkpatch is told at once."""
     checks = [("checkpatch", check_checkpatch, True),
               ("kernel-doc", check_kernel_doc, True),
               ("rest", check_rest, True),
@@ -671,7 +676,7 @@ def all_checks():
               ("padding", check_padding, True)]
     for path in sorted(glob.glob(os.path.join(TOP, "lint/checks/*.cocci"))):
         checks.append((*make_rule_check(path), True))
-    checks.append(("checkpatch-series", check_checkpatch_series, False))
+    checks.append(("checkpatch-series", check_checkpatch_series, base == bases.names()[-1]))
     checks += [(*make_series_check(*case), False) for case in check_series.CHECKS]
     checks += [("coccicheck", check_coccicheck, False),
                ("selftests", check_selftests, False),
@@ -712,7 +717,8 @@ def main():
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--tree", metavar="DIR")
     args = parser.parse_args()
-    checks = [c for c in all_checks() if (c[2] or not args.fast) and re.search(args.only, c[0])]
+    checks = [c for c in all_checks(args.base)
+              if (c[2] or not args.fast) and re.search(args.only, c[0])]
     if args.list:
         print("\n".join(f"{name:20} {check.__doc__}" for name, check, _ in checks))
         return 0
