@@ -113,8 +113,9 @@ struct kvm *vfio_external_slot_kvm(struct vfio_external_slot *slot)
  *
  * Context: may sleep; takes the slot's lock.  The caller must hold neither
  *	kvm->lock nor anything coherency_changed() takes.
- * Return: 0, -EINVAL if @file is not a VFIO file, -EEXIST if it is tracked for
- *	this VM already.  On failure nothing has changed.
+ * Return: 0, or 1 if another VM tracks @file, too; -EINVAL if @file is not a VFIO
+ *	file, -EEXIST if it is tracked for this VM already.  On failure nothing has
+ *	changed.
  */
 static int vfio_external_user_get(struct vfio_external_user *user,
 				  struct file *file)
@@ -130,7 +131,7 @@ static int vfio_external_user_get(struct vfio_external_user *user,
 		ret = -EEXIST;
 		goto out_unlock;
 	}
-	user->shared = !hlist_empty(&slot->users);
+	ret = !hlist_empty(&slot->users);
 	user->file = get_file(file);
 	user->slot = slot;
 	hlist_add_head(&user->node, &slot->users);

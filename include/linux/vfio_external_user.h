@@ -79,7 +79,6 @@ struct vfio_external_user_ops {
  * @file: the VFIO file, referenced by get().  From del() on the reference is the
  *	owner's to drop.
  * @slot: private to VFIO: where the file's users are registered
- * @shared: set by get(): another VM tracked the file at that time
  *
  * Embedded in a structure of its owner, which allocates it and may free it
  * once del() has returned.  Nothing but @ops and @kvm has to be initialised.
@@ -90,7 +89,6 @@ struct vfio_external_user {
 	const struct vfio_external_user_ops *ops;
 	struct file *file;
 	struct vfio_external_slot *slot;
-	bool shared;
 };
 
 /**

@@ -275,11 +275,11 @@ static int kvm_vfio_add_file(struct kvm_vfio *kv, struct file *file)
 		goto err_free;
 
 	ret = kv->vfio->get(&kvf->user, file);
-	if (ret)
+	if (ret < 0)
 		goto err_put_api;
 
 	/* The other VM may be the one that this one replaces (live update). */
-	if (kvf->user.shared)
+	if (ret)
 		kvm_arch_inherit_caches(kv->kvm);
 
 	list_add_tail(&kvf->node, &kv->files);

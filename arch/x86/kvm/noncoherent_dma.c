@@ -170,7 +170,7 @@ void kvm_wbinvd_vcpu_moved(struct kvm_vcpu *vcpu, int cpu)
 }
 
 /**
- * kvm_arch_inherit_caches - a guest may go on in this VM that ran in another one
+ * kvm_inherit_caches_of_vcpus - a guest may go on in this VM that ran in another one
  * @kvm: the VM, which has begun to track a file that another VM tracks
  *
  * What the guest has left in the caches there is this VM's to write back from then
@@ -183,14 +183,10 @@ void kvm_wbinvd_vcpu_moved(struct kvm_vcpu *vcpu, int cpu)
  *
  * Context: any
  */
-void kvm_arch_inherit_caches(struct kvm *kvm)
+void kvm_inherit_caches_of_vcpus(struct kvm *kvm)
 {
 	struct kvm_vcpu *vcpu;
 	unsigned long i;
-
-	WRITE_ONCE(kvm->inherits_caches, true);
-	/* Before the vCPUs are counted and their masks are filled */
-	smp_mb();
 
 	kvm_for_each_vcpu(i, vcpu, kvm)
 		cpumask_setall(vcpu->arch.wbinvd_dirty_mask);
@@ -206,7 +202,7 @@ void kvm_wbinvd_vcpu_created(struct kvm_vcpu *vcpu)
 {
 	/* It was counted with a locked instruction. */
 	smp_mb__after_atomic();
-	if (READ_ONCE(vcpu->kvm->inherits_caches))
+	if (test_bit(0, &vcpu->kvm->inherits_caches))
 		cpumask_setall(vcpu->arch.wbinvd_dirty_mask);
 }
 
