@@ -38,7 +38,7 @@ configure_apt()
 {
 	local lines
 
-	lines=$(sources "$1")
+	lines=$(sources "$1") || return
 	mkdir -p "$2"/{lists/partial,archives/partial}
 	: >"$2/status"
 	printf '%s\n' "$lines" | sed "s/^deb/${3:-deb}/" | put_file "$2/sources.list"

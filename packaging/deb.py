@@ -3,8 +3,8 @@
 
 It has a set (packaging/sets.py) for the kernel of each BASE, of all unless some are named, in each
 suite of Debian that has it, and the diff that a set is made by, for `kvm-vfio add-kernel`.  The
-version is that which build/fetch has brought.  For a suite that is not this machine's, only the
-source is fetched, the newest that the archive has: that is all that a set is made from.
+version is the newest that the archive has, if it can be asked.  For a suite that is not this machine's,
+only the source is fetched: that is all that a set is made from.
 
 The version is 1.0~gitDATE.HASH of the commit; what is not committed makes it HASH.changed.  The same
 commit on the same kernels gives the same bytes.
@@ -24,6 +24,8 @@ from packaging import sets
 from series import assemble
 
 OUT = os.path.join(TOP, "out/deb")
+# Of this machine's own suites, for as long as it takes: the archive is asked once for all bases.
+LISTS = os.path.join(OUT, "apt")
 HERE = os.path.join(TOP, "packaging")
 MAINTAINER = "kvm-vfio maintainers <kvm@vger.kernel.org>"
 # In the diff for add-kernel, in the place of what only the finished set has
@@ -72,7 +74,7 @@ def copy_debian(values):
 
 def add_base(base, suite, when):
     """The set of one base of one suite and its diff; what the description says of its kernel."""
-    common.need("build/fetch", base, "--source", "--newest", SUITE=suite)
+    common.need("build/fetch", base, "--source", "--newest", SUITE=suite, APT_LISTS=LISTS)
     common.need("series/assemble", base, SUITE=suite)
     folder = bases.base(base, suite)["folder"]
     source = common.read(os.path.join(TOP, "out", folder, "debian/version")).strip()
@@ -126,12 +128,14 @@ def main():
     if unknown := [base for base in wanted if base not in bases.names()]:
         raise Problem(f"there is no base {unknown[0]}, only {' and '.join(bases.names())}.")
     name, when = version()
-    shutil.rmtree(os.path.join(OUT, "source"), ignore_errors=True)
+    for folder in (os.path.join(OUT, "source"), LISTS):
+        shutil.rmtree(folder, ignore_errors=True)
     for old in glob.glob(os.path.join(OUT, "kvm-vfio*")):
         os.unlink(old)
     make_source(name, when, [add_base(base, suite, when) for base in wanted
                              for suite in bases.suites(base)])
     step("building the package")
     path = build(name, when)
-    shutil.rmtree(os.path.join(OUT, "source"))
+    for folder in (os.path.join(OUT, "source"), LISTS):
+        shutil.rmtree(folder, ignore_errors=True)
     print(rel(path))
