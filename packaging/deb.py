@@ -123,6 +123,15 @@ def make_source(name, when, kernels):
     put("made/dkms.conf", conf)
 
 
+def leave_tests(name, when, kernels):
+    """For autopkgtest: of a source tree it needs debian/ alone where it is given the package."""
+    source = os.path.join(OUT, "source")
+    shutil.rmtree(source, ignore_errors=True)
+    make_source(name, when, kernels)
+    for folder in ("made", "installed"):
+        shutil.rmtree(os.path.join(source, folder))
+
+
 def main():
     wanted = sys.argv[1:] or bases.names()
     if unknown := [base for base in wanted if base not in bases.names()]:
@@ -132,10 +141,10 @@ def main():
         shutil.rmtree(folder, ignore_errors=True)
     for old in glob.glob(os.path.join(OUT, "kvm-vfio*")):
         os.unlink(old)
-    make_source(name, when, [add_base(base, suite, when) for base in wanted
-                             for suite in bases.suites(base)])
+    kernels = [add_base(base, suite, when) for base in wanted for suite in bases.suites(base)]
+    make_source(name, when, kernels)
     step("building the package")
     path = build(name, when)
-    for folder in (os.path.join(OUT, "source"), LISTS):
-        shutil.rmtree(folder, ignore_errors=True)
+    leave_tests(name, when, kernels)
+    shutil.rmtree(LISTS, ignore_errors=True)
     print(rel(path))
