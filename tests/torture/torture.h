@@ -290,6 +290,22 @@ void pick_step(struct step *step);
 /* Their processes end with this one, but nobody waits for that. */
 void end_processes(void);
 
+/* ---- what the races do as well ------------------------------------------- */
+
+void open_null(void);
+/*
+ * One of the device's calls that fail or only ask, about a descriptor that is no VFIO file: what
+ * it returns, and in EXPECTED what it should
+ */
+int bad_call(unsigned int number, int device, int vm, int other, int container, bool flags,
+	     int *expected);
+/* A page of the guest that userfaultfd tells of; vm->uffd and vm->blocked_page */
+bool make_missing_page(struct vm *vm);
+/* It is a page of zeroes from now on, for who waits as well. */
+int resolve_page(struct vm *vm);
+/* Main function of a thread: vCPU vm->blocked touches the page; what run_guest() returns */
+void *blocked_vcpu(void *vm);
+
 /* ---- faults on purpose --------------------------------------------------- */
 
 extern bool faults;		/* each call of a walk is made to fail in each place */

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Races: threads do to the same few VMs, groups and containers what the walks do one after
- * the other, while vCPUs run. Nobody can say what a call returns, but for what it never
- * may. Now and then all of them stop, with everything open: then what each VM's device says
- * of the VM and of its files, what debugfs says, and what the guest's WBINVD does have to be
- * the same. When all is closed nothing is left.
+ * the other, while vCPUs run, and signals interrupt what can be. Nobody can say what a call
+ * returns, but for what it never may. Now and then all of them stop, with everything open:
+ * then what each VM's device says of the VM and of its files, what debugfs says, and what the
+ * guest's WBINVD does have to be the same. When all is closed nothing is left.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -16,6 +16,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -24,6 +27,7 @@
 
 #define THREADS		8
 #define RACE_VMS	3
+#define RACE_LIVES	2	/* devices of VMs that do not stay */
 #define RACE_DEVICES	4	/* files of devices */
 #define RACE_CONTAINERS	2
 #define RACE_CDEVS	4	/* devices' own files */
@@ -33,30 +37,42 @@
 static struct race {
 	volatile long done;
 	atomic_long attached, by_pasid;	/* devices' own files */
-	volatile bool failed;
+	atomic_long blocked;		/* vCPUs that waited for a page */
+	atomic_bool failed;
 	long compared, seen[2];		/* VMs, coherent and non-coherent ones */
+	long changes;			/* of what VMs are */
 	char why[400];
 } *race;
 
 static struct {
 	struct vm vm[RACE_VMS];
-	atomic_int device[RACE_VMS], group[GROUPS], opened[RACE_DEVICES];
+	atomic_int device[RACE_VMS + RACE_LIVES], group[GROUPS], opened[RACE_DEVICES];
 	atomic_int container[RACE_CONTAINERS], cdev[RACE_CDEVS];
+	/* Always attached, by descriptors that are not in the race, so that type1 is in use */
+	int kept_group, kept_container;
 	int iommufd;
 	uint32_t table[IOASES];		/* IOASes, and what PASIDs can be attached to */
-	pthread_mutex_t turn[RACE_VMS][VCPUS], cpu;
+	pthread_mutex_t turn[RACE_VMS][VCPUS], page[RACE_VMS], cpu;
+	/* To be signalled: those of the race, the one that binds, a blocked vCPU's of each VM */
+	atomic_int tid[THREADS + 1 + RACE_VMS];
 	pthread_barrier_t stop;
 	atomic_bool stopped;
 } shared;
 
+/* The thread that unbinds a device may wait for a file of ours, and this process for it. */
 static void __attribute__((noreturn, format(printf, 1, 2))) race_fails(const char *format, ...)
 {
 	va_list args;
 
-	va_start(args, format);
-	vsnprintf(race->why, sizeof(race->why), format, args);
-	va_end(args);
-	race->failed = true;
+	/* The first one says why; all that is open has gone for the others. */
+	if (atomic_exchange(&race->failed, true)) {
+		usleep(100000);
+	} else {
+		va_start(args, format);
+		vsnprintf(race->why, sizeof(race->why), format, args);
+		va_end(args);
+	}
+	syscall(SYS_close_range, 3, ~0u, 0);
 	_exit(1);
 }
 
@@ -118,14 +134,45 @@ static int any_file(uint64_t *state)
 	}
 }
 
+static int any_device(uint64_t *state)
+{
+	return shared.device[any(state, RACE_VMS + RACE_LIVES)];
+}
+
+/* A copy that came through a socket, or -1: it may be left there, to be closed with it. */
+static int sent_copy(int fd, bool received)
+{
+	int pair[2], copy = -1;
+	char byte;
+
+	if (fd < 0)
+		return -1;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+		race_fails("no socket");
+	if (send_fd(pair[0], "", 1, fd) == 1 && received &&
+	    (receive_fd(pair[1], &byte, 1, &copy) != 1 || copy < 0))
+		race_fails("no descriptor came through the socket");
+	close(pair[0]);
+	close(pair[1]);
+	return copy;
+}
+
 static void race_track(uint64_t *state)
 {
-	int device = shared.device[any(state, RACE_VMS)], fd = any_file(state);
+	int device = any_device(state), fd = any_file(state), copy = -1;
 
+	switch (any(state, 4)) {
+	case 0:
+		fd = copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+		break;
+	case 1:
+		fd = copy = sent_copy(fd, any(state, 4));
+	}
 	if (any(state, 3))
 		ALLOW("ADD", call(kvm_vfio_add(device, fd)), -EEXIST);
 	else
 		ALLOW("DEL", call(kvm_vfio_del(device, fd)), -ENOENT);
+	close_fd(&copy);
 }
 
 static void race_open_group(int g)
@@ -153,10 +200,17 @@ static void race_open(uint64_t *state)
 	race_open_group(g);
 }
 
-static void join(int group, int container)
+static int join(int group, int container)
 {
-	ALLOW("VFIO_GROUP_SET_CONTAINER", call(group_join(group, container)), -ENODEV, -EBUSY,
-	      -EBADFD);
+	int ret = call(group_join(group, container));
+
+	ALLOW("VFIO_GROUP_SET_CONTAINER", ret, -ENODEV, -EBUSY, -EBADFD);
+	return ret;
+}
+
+static void leave(int group)
+{
+	ALLOW("VFIO_GROUP_UNSET_CONTAINER", call(group_leave(group)), -EBUSY, -ENODEV);
 }
 
 static void set_iommu(int container)
@@ -164,19 +218,65 @@ static void set_iommu(int container)
 	ALLOW("VFIO_SET_IOMMU", call(container_set_iommu(container)), -EBUSY, -ENODEV);
 }
 
-/* All that makes a VM non-coherent, one after the other; at random it hardly ever is. */
+/* Its devices were unbound meanwhile: with this file nothing can be done any more. */
+static void forget_group(int g)
+{
+	int i;
+
+	for (i = 0; i < RACE_VMS + RACE_LIVES; i++)
+		ALLOW("DEL", call(kvm_vfio_del(shared.device[i], shared.group[g])), -ENOENT);
+	put_fd(&shared.group[g], -1);
+}
+
+/*
+ * The stock device has nothing to read, and /dev/kvm and vCPUs, whose descriptor it may have
+ * become, have attributes of their own.
+ */
+#define READ_ERRORS	-EPERM, -ENXIO
+
+/* Its flag and the number of its non-coherent files change together. */
+static void read_vm(int device)
+{
+	struct kvm_vfio_vm_state is = {};
+	int ret = call(kvm_vfio_attr(device, KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
+				     KVM_DEV_VFIO_STATE_VM, &is));
+
+	ALLOW("reading a VM's state", ret, READ_ERRORS);
+	if (!ret && (is.noncoherent != !!is.noncoherent_files || is.noncoherent_files > is.files))
+		race_fails("flag %u, files %u, non-coherent %u", is.noncoherent, is.files,
+			   is.noncoherent_files);
+}
+
+/*
+ * All that makes a VM non-coherent, one after the other; at random it hardly ever is. Then
+ * it changes many times in a row, so that others meet that.
+ */
 static void race_attached(uint64_t *state)
 {
-	int device = shared.device[any(state, RACE_VMS)], g = any(state, nr_groups), container;
+	int device = any_device(state), g = any(state, nr_groups), container, times;
 
 	/* While groups are open their devices' own files cannot be bound. */
 	if (has_iommufd && any(state, 3))
 		return;
 	race_open_group(g);
 	container = shared.container[any(state, RACE_CONTAINERS)];
-	join(shared.group[g], container);
+	if (join(shared.group[g], container) == -ENODEV) {
+		forget_group(g);
+		return;
+	}
 	set_iommu(container);
 	ALLOW("ADD", call(kvm_vfio_add(device, shared.group[g])), -EEXIST);
+	for (times = any(state, 16); times > 0; times--) {
+		if (!any(state, 4)) {
+			ALLOW("DEL", call(kvm_vfio_del(device, shared.group[g])), -ENOENT);
+			ALLOW("ADD", call(kvm_vfio_add(device, shared.group[g])), -EEXIST);
+		} else {
+			leave(shared.group[g]);
+			join(shared.group[g], container);
+			set_iommu(container);
+		}
+		read_vm(any_device(state));
+	}
 }
 
 static void race_container(uint64_t *state)
@@ -192,7 +292,7 @@ static void race_container(uint64_t *state)
 		join(group, container);
 		break;
 	case 7 ... 9:
-		ALLOW("VFIO_GROUP_UNSET_CONTAINER", call(group_leave(group)), -EBUSY, -ENODEV);
+		leave(group);
 		break;
 	default:
 		set_iommu(container);
@@ -258,8 +358,7 @@ static void race_cdev(uint64_t *state)
 		if (!ret)
 			attach_cdev(fd, state);
 		if (!ret && any(state, 2))
-			ALLOW("ADD", call(kvm_vfio_add(shared.device[any(state, RACE_VMS)], fd)),
-			      -EEXIST);
+			ALLOW("ADD", call(kvm_vfio_add(any_device(state), fd)), -EEXIST);
 	}
 	put_fd(&shared.cdev[place], fd < 0 ? -1 : fd);
 }
@@ -288,46 +387,114 @@ static void race_run(uint64_t *state)
 static void race_read(uint64_t *state)
 {
 	struct kvm_vfio_file_state file = { .fd = any_file(state) };
-	int v = any(state, RACE_VMS), device = shared.device[v];
-	struct kvm_vfio_vm_state is = {};
+	int device = any_device(state);
 	char path[60], text[2000];
 
-	if (!call(kvm_vfio_attr(device, KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
-				KVM_DEV_VFIO_STATE_VM, &is)) &&
-	    (is.noncoherent != !!is.noncoherent_files || is.noncoherent_files > is.files))
-		race_fails("flag %u, files %u, non-coherent %u", is.noncoherent, is.files,
-			   is.noncoherent_files);
-	/* /dev/kvm, whose descriptor it may have become, has attributes of its own: ENXIO. */
+	read_vm(device);
 	ALLOW("reading a file's state",
 	      call(kvm_vfio_attr(device, KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
-				 KVM_DEV_VFIO_STATE_FILE, &file)), -ENOENT, -EPERM, -ENXIO);
+				 KVM_DEV_VFIO_STATE_FILE, &file)), -ENOENT, READ_ERRORS);
 	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", device);
 	get_text(path, text, sizeof(text));
 }
 
-/* A whole life of a VM */
-static void race_life(uint64_t *state)
+static void *race_blocked(void *arg)
 {
-	bool vm_first = any(state, 2);
-	int kvm, vm, device, i;
+	long v = (long)arg;
 
-	if (any(state, 4))
+	shared.tid[THREADS + 1 + v] = gettid();
+	return blocked_vcpu(&shared.vm[v]);
+}
+
+/*
+ * A vCPU that waits for a page of its guest, while others change what its VM is. This thread
+ * gives it the page, come what may.
+ */
+static void race_block(uint64_t *state)
+{
+	struct pollfd uffd = { .events = POLLIN };
+	int v = any(state, RACE_VMS), vcpu = any(state, VCPUS);
+	struct vm *vm = &shared.vm[v];
+	pthread_t thread;
+	void *ret;
+
+	if (!has_uffd || pthread_mutex_trylock(&shared.page[v]))
 		return;
+	if (pthread_mutex_trylock(&shared.turn[v][vcpu]))
+		goto out_unlock;
+	madvise(vm->blocked_page, 4096, MADV_DONTNEED);
+	vm->blocked = vcpu;
+	if (pthread_create(&thread, NULL, race_blocked, (void *)(long)v))
+		race_fails("no thread");
+	uffd.fd = vm->uffd;
+	if (poll(&uffd, 1, 1000) == 1) {
+		race->blocked++;
+		usleep(any(state, 5000));
+	}
+	ALLOW("UFFDIO_ZEROPAGE", resolve_page(vm));
+	pthread_join(thread, &ret);
+	ALLOW("a guest that waited for a page", (long)ret);
+	pthread_mutex_unlock(&shared.turn[v][vcpu]);
+out_unlock:
+	pthread_mutex_unlock(&shared.page[v]);
+}
+
+/*
+ * A whole life of a VM. Others find its device meanwhile, and may have closed it at the end
+ * of it, to put that of another one there.
+ */
+static void live(uint64_t *state)
+{
+	atomic_int *place = &shared.device[RACE_VMS + any(state, RACE_LIVES)];
+	bool vm_first = any(state, 2), runs = any(state, 2);
+	int kvm, vm, device, vcpu = -1, i, is;
+	struct kvm_run *run = NULL;
+	uint8_t *memory = NULL;
+	size_t run_size;
+
 	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	vm = ioctl(kvm, KVM_CREATE_VM, 0);
+	vm = call(ioctl(kvm, KVM_CREATE_VM, 0));
 	close(kvm);
-	device = kvm_vfio_create(vm);
+	/* A signal ends the wait for the locks of the process's memory. */
+	ALLOW("KVM_CREATE_VM", vm, -EINTR);
+	if (vm < 0)
+		return;
+	is = device = call(kvm_vfio_create(vm));
+	ALLOW("KVM_CREATE_DEVICE", device);
+	put_fd(place, device);
 	for (i = 0; i < 3; i++)
 		ALLOW("ADD", call(kvm_vfio_add(device, any_file(state))), -EEXIST);
-	close(vm_first ? vm : device);
-	close(vm_first ? device : vm);
+	if (runs) {
+		memory = make_memory(vm);
+		vcpu = make_vcpu(vm, 0, &run, &run_size);
+		if (!memory || vcpu < 0)
+			race_fails("no vCPU: %s", name_of(vcpu));
+		ALLOW("a new guest that executes WBINVD", run_guest(vcpu, run, false));
+	}
+	if (vm_first)
+		close(vm);
+	if (atomic_compare_exchange_strong(place, &is, -1))
+		close(device);
+	if (!vm_first)
+		close(vm);
+	if (!runs)
+		return;
+	munmap(run, run_size);
+	close(vcpu);
+	munmap(memory, 4096);
+}
+
+static void race_life(uint64_t *state)
+{
+	if (!any(state, 4))
+		live(state);
 }
 
 static void race_memslot(uint64_t *state)
 {
 	struct vm *vm = &shared.vm[any(state, RACE_VMS)];
 	struct kvm_userspace_memory_region region = {
-		.slot = 1, .guest_phys_addr = MISSING_PAGE, .userspace_addr = (uintptr_t)vm->memory,
+		.slot = 2, .guest_phys_addr = 0x10000, .userspace_addr = (uintptr_t)vm->memory,
 		.memory_size = any(state, 2) ? 4096 : 0,
 	};
 
@@ -336,18 +503,66 @@ static void race_memslot(uint64_t *state)
 	      call(ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region)), -EEXIST);
 }
 
-/* A process that has a copy of every descriptor, and ends */
+/*
+ * Until it is killed. The VMs of its parent's process are not for it; it has some of its own,
+ * whose devices may come to have the descriptors of those that it did not get.
+ */
+static void __attribute__((noreturn)) be_killed(uint64_t *state)
+{
+	int ret;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	ret = call(kvm_vfio_add(any_device(state), any_file(state)));
+	ALLOW("ADD by a forked process", ret >= 0 ? -EPROTO : ret, -EIO);
+	for (;;) {
+		live(state);
+		race_container(state);
+	}
+}
+
+/* A process that has a copy of every descriptor, and ends or is killed */
 static void race_fork(uint64_t *state)
 {
+	bool killed = any(state, 2);
 	pid_t pid;
 
 	if (any(state, 4))
 		return;
 	pid = fork();
+	if (!pid && killed)
+		be_killed(state);
 	if (!pid)
 		_exit(0);
-	if (pid > 0)
-		waitpid(pid, NULL, 0);
+	if (pid < 0)
+		return;
+	if (killed) {
+		usleep(any(state, 10000));
+		kill(pid, SIGKILL);
+	}
+	while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+		;
+}
+
+/* All the others, wherever they are: who waits there may have to begin again. */
+static void race_signal(uint64_t *state __attribute__((unused)))
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(shared.tid); i++)
+		if (shared.tid[i] && shared.tid[i] != gettid())
+			syscall(SYS_tgkill, getpid(), shared.tid[i], SIGUSR1);
+}
+
+/* About descriptors that nobody closes: all else is for race_track(). */
+static void race_bad(uint64_t *state)
+{
+	int vm = shared.vm[any(state, RACE_VMS)].fd, device = any_device(state), expected, ret;
+
+	ret = bad_call(any(state, 1000), device, vm, vm, shared.kept_container, any(state, 2),
+		       &expected);
+	/* What the device's descriptor may have become by now: a vCPU's, or of /dev/kvm */
+	if (ret != expected)
+		ALLOW("a call that fails", ret >= 0 ? -EPROTO : ret, -ENXIO);
 }
 
 static void race_cpu(uint64_t *state)
@@ -363,13 +578,25 @@ static void race_cpu(uint64_t *state)
 	pthread_mutex_unlock(&shared.cpu);
 }
 
+static bool is_module(const char *name)
+{
+	char path[60];
+
+	snprintf(path, sizeof(path), "/sys/module/%s/refcnt", name);
+	return !access(path, F_OK);
+}
+
 static void race_unload(uint64_t *state)
 {
-	static const char *const used[] = { "kvm", "kvm_amd", "vfio" };
-	const char *name = used[any(state, ARRAY_SIZE(used))];
+	static const char *const used[] = {
+		"kvm", "kvm_amd", "vfio", "vfio_iommu_type1", "iommufd",
+	};
+	const char *name = used[any(state, ARRAY_SIZE(used) - !has_iommufd)];
 	int ret = try_unload(name);
 
-	if (ret != -EWOULDBLOCK && ret != -EBUSY)
+	/* The debug kernel has some of them built in. */
+	if (ret != -EWOULDBLOCK && ret != -EBUSY && ret != -EINTR &&
+	    (ret != -ENOENT || is_module(name)))
 		race_fails("unloading %s, which is used: %s", name, name_of(ret));
 }
 
@@ -378,7 +605,8 @@ static void race_bind(uint64_t *state)
 	int device = any(state, nr_devices);
 
 	/* Not all the time, so that groups can be attached */
-	if (devices[device].emulated || any(state, 4)) {
+	if (devices[device].emulated || devices[device].group == shared.kept_group ||
+	    any(state, 4)) {
 		usleep(1000);
 		return;
 	}
@@ -556,11 +784,13 @@ static void *race_thread(void *arg)
 		race_device, race_life, race_cdev, race_cdev, race_attach, race_attach,
 		race_attached, race_attached, race_attached, race_attached, race_memslot,
 		race_fork, race_cpu, race_unload, race_cdev, race_cdev, race_attach,
+		race_block, race_signal, race_bad,
 	};
 	long number = (long)arg;
 	uint64_t state = options.seed * 1000003ULL + number;
 	int i;
 
+	shared.tid[number] = gettid();
 	for (i = 0; i < options.rounds; i++, race->done++) {
 		if (number == THREADS) {
 			while (shared.stopped)
@@ -588,6 +818,8 @@ static void race_vms(void)
 			vm->vcpu[i] = make_vcpu(vm->fd, i, &vm->run[i], &vm->run_size);
 		if (!vm->memory || vm->vcpu[1] < 0)
 			race_fails("no VM");
+		if (has_uffd && !make_missing_page(vm))
+			race_fails("no page with userfaultfd");
 		shared.device[v] = must(kvm_vfio_create(vm->fd));
 	}
 }
@@ -596,7 +828,7 @@ static void close_all(void)
 {
 	size_t i;
 
-	for (i = 0; i < RACE_VMS; i++)
+	for (i = 0; i < RACE_VMS + RACE_LIVES; i++)
 		put_fd(&shared.device[i], -1);
 	for (i = 0; i < RACE_DEVICES; i++)
 		put_fd(&shared.opened[i], -1);
@@ -622,6 +854,25 @@ static void race_iommufd(void)
 		shared.table[i + 1] = new_pasid_table(shared.iommufd, i, shared.table[0]);
 }
 
+/* The last group of a device that an IOMMU is before */
+static void keep_group(void)
+{
+	int g = nr_groups - 1, fd;
+
+	while (groups[g].emulated)
+		g--;
+	shared.kept_group = g;
+	shared.kept_container = must(open_container());
+	fd = open_group_number(groups[g].number);
+	if (fd < 0 || group_join(fd, shared.kept_container) ||
+	    container_set_iommu(shared.kept_container))
+		race_fails("the group %d cannot be attached", groups[g].number);
+}
+
+static void signalled(int number __attribute__((unused)))
+{
+}
+
 /* The VMs are still there: each is as new, and has become coherent as often as not. */
 static void check_races(void)
 {
@@ -634,6 +885,7 @@ static void check_races(void)
 		changes = vm_number(getpid(), shared.vm[v].fd, "noncoherent_dma_changes");
 		if (flag || changes < 0 || changes % 2)
 			race_fails("VM %d has the flag %ld after %ld changes", v, flag, changes);
+		race->changes += changes;
 		device = must(kvm_vfio_create(shared.vm[v].fd));
 		is = (struct kvm_vfio_vm_state){};
 		if (kvm_vfio_attr(device, KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
@@ -659,9 +911,15 @@ static void __attribute__((noreturn)) be_race(void)
 		shared.container[i] = open_container();
 	for (i = 0; i < RACE_CDEVS; i++)
 		shared.cdev[i] = -1;
+	for (i = 0; i < RACE_LIVES; i++)
+		shared.device[RACE_VMS + i] = -1;
+	open_null();
+	keep_group();
 	if (has_iommufd)
 		race_iommufd();
 	race_vms();
+	/* Without SA_RESTART */
+	sigaction(SIGUSR1, &(struct sigaction){ .sa_handler = signalled }, NULL);
 	pthread_barrier_init(&shared.stop, NULL, THREADS);
 	pin(0, -1);
 	for (i = 0; i <= THREADS; i++)
@@ -690,6 +948,8 @@ static void wait_for_race(pid_t pid)
 		done = race->done;
 		if (quiet < RACE_LIMIT)
 			continue;
+		if (race->failed)
+			printf("# %s\n", race->why);
 		say_where(pid);
 		kill(pid, SIGKILL);
 		if (poll(&end, 1, 20000) == 0)
@@ -724,9 +984,11 @@ void test_races(void)
 		fail("nothing was ever attached by iommufd");
 	if (has_pasids && race->done > 2000 && !race->by_pasid)
 		fail("nothing was ever attached by a PASID");
+	if (has_uffd && race->done > 2000 && !race->blocked)
+		fail("no vCPU was ever blocked");
 	if (!stock && !race->compared)
 		fail("the threads were never compared");
-	printf("# %ld calls by %d threads, %ld of them attached by iommufd, %ld by a PASID; in %ld stops VMs were coherent %ld times, non-coherent %ld times\n",
-	       race->done, THREADS + 1, race->attached, race->by_pasid, race->compared,
-	       race->seen[0], race->seen[1]);
+	printf("# %ld calls by %d threads, %ld of them attached by iommufd, %ld by a PASID, %ld blocked a vCPU; VMs have changed %ld times, and were in %ld stops coherent %ld times, non-coherent %ld times\n",
+	       race->done, THREADS + 1, race->attached, race->by_pasid, race->blocked,
+	       race->changes, race->compared, race->seen[0], race->seen[1]);
 }

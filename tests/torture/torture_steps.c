@@ -104,6 +104,12 @@ static void step_vm_close(const struct step *step)
 
 enum { HOW_ANEW, HOW_TEST, HOW_BAD_TYPE, HOW_BAD_ADDRESS, HOWS };
 
+void open_null(void)
+{
+	if (null_fd < 0)
+		null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+}
+
 /*
  * Where KVM cannot copy the answer out, the device is there, and its descriptor open: the
  * lowest one that was free. So it is on every kernel, for every type of device.
@@ -223,7 +229,7 @@ static void step_run(const struct step *step)
 
 /* ---- a page fault that user space has to resolve ------------------------- */
 
-static bool make_missing_page(struct vm *vm)
+bool make_missing_page(struct vm *vm)
 {
 	struct uffdio_api api = { .api = UFFD_API };
 	struct uffdio_register range = { .mode = UFFDIO_REGISTER_MODE_MISSING };
@@ -242,7 +248,7 @@ static bool make_missing_page(struct vm *vm)
 	       !ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region);
 }
 
-static void *blocked_vcpu(void *arg)
+void *blocked_vcpu(void *arg)
 {
 	struct vm *vm = arg;
 
@@ -271,16 +277,21 @@ static void step_block(const struct step *step)
 		wrong(HANG, "VM %d's vCPU does not come to the missing page", step->a);
 }
 
+int resolve_page(struct vm *vm)
+{
+	struct uffdio_zeropage page = { .range = { (uintptr_t)vm->blocked_page, 4096 } };
+
+	return call(ioctl(vm->uffd, UFFDIO_ZEROPAGE, &page));
+}
+
 static void step_unblock(const struct step *step)
 {
 	struct vm *vm = &vms[step->a];
-	struct uffdio_zeropage page;
 	void *ret;
 
 	if (vm->blocked == NONE)
 		return;
-	page = (struct uffdio_zeropage){ .range = { (uintptr_t)vm->blocked_page, 4096 } };
-	expect("UFFDIO_ZEROPAGE", call(ioctl(vm->uffd, UFFDIO_ZEROPAGE, &page)), 0);
+	expect("UFFDIO_ZEROPAGE", resolve_page(vm), 0);
 	pthread_join(vm->thread, &ret);
 	expect("a guest that waited for a page", (long)ret, 0);
 	model_wbinvd(step->a, vm->blocked, 0);
@@ -411,30 +422,39 @@ static const struct bad {
 	{ KVM_CREATE_VCPU, 1, 1, TO_NULL, -ENOTTY, -ENOTTY },
 };
 
-static void step_bad(const struct step *step)
+int bad_call(unsigned int number, int device, int vm, int other, int container, bool flags,
+	     int *expected)
 {
-	const struct bad *bad = &bad_calls[step->b % ARRAY_SIZE(bad_calls)];
-	struct vm *vm = &vms[step->a];
+	const struct bad *bad = &bad_calls[number % ARRAY_SIZE(bad_calls)];
 	/* As large as what is asked for, which is not written */
 	int32_t fd[4] = {
 		[0] = (const int[]){ [TO_MINUS_1] = -1, [TO_9999] = 9999, [TO_DEV_NULL] = null_fd,
-				     [TO_VM] = vm->fd, [TO_DEVICE] = vm->dev,
-				     [TO_CONTAINER] = containers[0].fd }[bad->to],
+				     [TO_VM] = vm, [TO_DEVICE] = other,
+				     [TO_CONTAINER] = container }[bad->to],
 	};
 	struct kvm_device_attr attr = {
-		.flags = step->c & 1, .group = bad->group, .attr = bad->attr,
+		.flags = flags, .group = bad->group, .attr = bad->attr,
 		.addr = bad->to == TO_NULL ? 0 : (uintptr_t)fd,
 	};
-	int expected = stock ? bad->stock : bad->expected;
+
+	*expected = stock ? bad->stock : bad->expected;
+	/* What it is about may have been closed. */
+	if (fd[0] < 0 && *expected != -ENXIO && *expected != -EPERM && bad->to >= TO_VM)
+		*expected = -EBADF;
+	if (device < 0)
+		*expected = -EBADF;
+	return call(ioctl(device, bad->op, &attr));
+}
+
+static void step_bad(const struct step *step)
+{
+	struct vm *vm = &vms[step->a];
+	int expected, ret;
 
 	if (!is_local(step->a))
 		return;
-	/* What it is about may have been closed. */
-	if (fd[0] < 0 && expected != -ENXIO && expected != -EPERM && bad->to >= TO_VM)
-		expected = -EBADF;
-	if (vm->dev < 0)
-		expected = -EBADF;
-	expect("a call that fails", call(ioctl(vm->dev, bad->op, &attr)), expected);
+	ret = bad_call(step->b, vm->dev, vm->fd, vm->dev, containers[0].fd, step->c & 1, &expected);
+	expect("a call that fails", ret, expected);
 }
 
 /* Somebody else with the descriptor can do nothing with it. */
@@ -914,7 +934,7 @@ void do_step(const struct step *step)
 	struct step fits = *step;
 
 	if (null_fd < 0) {
-		null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+		open_null();
 		if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, flight_socket))
 			wrong(BROKEN, "no socket");
 		if (has_iommufd)
