@@ -633,6 +633,12 @@ TEST_F(module, loaded_again)
 #define ABSENCES	6
 
 struct visited {
+	/*
+	 * The kernel's symbol_get() has a BUG_ON() that it runs into if what it has found
+	 * is of a module that is freed right now. That is no matter of this device, so who
+	 * has nothing open that keeps vfio.ko does not let KVM look for it just then.
+	 */
+	pthread_rwlock_t freeing;
 	struct vm *vm;
 	bool readable;			/* the device says what it knows */
 	int foreign;			/* a file that is not VFIO's */
@@ -687,8 +693,11 @@ static void visit_state(struct visitor *v, int dev, int files)
 /* It is none of VFIO's, whether VFIO is there or not. */
 static void visit_with_foreign(struct visitor *v, int dev)
 {
-	int ret = dev_add(dev, v->shared->foreign);
+	int ret;
 
+	pthread_rwlock_rdlock(&v->shared->freeing);
+	ret = dev_add(dev, v->shared->foreign);
+	pthread_rwlock_unlock(&v->shared->freeing);
 	judge(v, ret == -EINVAL, "ADD of a foreign file", ret);
 	ret = dev_del(dev, v->shared->foreign);
 	judge(v, ret == -ENOENT, "DEL of a foreign file", ret);
@@ -789,7 +798,7 @@ static void *visitor_main(void *arg)
 }
 
 /* As long as somebody has a group or a container open, it is in use. */
-static int unload_vfio_soon(void)
+static int unload_vfio_soon(struct visited *shared)
 {
 	int tries, ret = -EWOULDBLOCK;
 
@@ -797,8 +806,11 @@ static int unload_vfio_soon(void)
 		if (tries)
 			sleep_ms(1);
 		ret = unload_holders("vfio");
-		if (!ret)
-			ret = unload("vfio");
+		if (ret)
+			continue;
+		pthread_rwlock_wrlock(&shared->freeing);
+		ret = unload("vfio");
+		pthread_rwlock_unlock(&shared->freeing);
 	}
 	return ret;
 }
@@ -834,7 +846,7 @@ static int come_and_go(struct visited *shared, struct visitor *visitors)
 
 	for (i = 0; i < ABSENCES && !ret && !shared->failed; i++) {
 		await_adds(shared);
-		ret = unload_vfio_soon();
+		ret = unload_vfio_soon(shared);
 		shared->absent = !ret;
 		if (!ret)
 			await_visits(visitors);
@@ -866,6 +878,7 @@ static long vfio_references_soon(long expected)
 TEST_F_TIMEOUT(module, comes_and_goes, 120)
 {
 	struct visited shared = {
+		.freeing = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP,
 		.vm = &self->vm,
 		.readable = !*no_state(&self->vm),
 		.foreign = open("/proc/self/exe", O_RDONLY | O_CLOEXEC),
