@@ -6,6 +6,27 @@
 // expect: iommu_used 1
 // expect: refuse_header 1
 // expect: noiommu_refused 1
+// expect 6.1: close_notified 3
+// expect 6.12: close_notified 0
+
+// The last group that leaves takes what the driver is told of with it.
+@close_notified@
+expression container;
+identifier driver;
+@@
+ vfio_fops_release(...)
+ {
+ ...
+-	struct vfio_iommu_driver *driver = container->iommu_driver;
++	struct vfio_iommu_driver *driver;
+ ...
++	down_read(&container->group_lock);
++	driver = container->iommu_driver;
+ 	if (driver && driver->ops->notify)
+ 		driver->ops->notify(container->iommu_data, VFIO_IOMMU_CONTAINER_CLOSE);
++	up_read(&container->group_lock);
+ ...
+ }
 
 // Under container->group_lock, when the attachment is complete or undone
 @joined@
