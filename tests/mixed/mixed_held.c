@@ -243,20 +243,24 @@ int read_fdinfo(void)
 	return get_text(path, text, sizeof(text));
 }
 
+const struct pair pairs[] = {
+	{ read_file_state, read_vm_state, "vfio_external" },
+	{ read_vm_state, read_file_state, "kvm_vfio" },
+	{ read_fdinfo, read_fdinfo, "kvm_vfio" },
+};
+
+void start_pair(const struct pair *pair)
+{
+	start_waiter(&waiters[0], pair->first, pair->waits_in);
+	start_waiter(&waiters[1], pair->second, "kvm_vfio");
+}
+
 /*
  * A change takes long. Whoever wants to know the state waits for it, or for somebody
  * who does, and can be killed.
  */
 static void test_readers_are_killed(void)
 {
-	static const struct {
-		int (*first)(void), (*second)(void);
-		const char *waits_in;		/* the first one */
-	} pairs[] = {
-		{ read_file_state, read_vm_state, "vfio_external" },
-		{ read_vm_state, read_file_state, "kvm_vfio" },
-		{ read_fdinfo, read_fdinfo, "kvm_vfio" },
-	};
 	int id = plug(false, NONE);
 	size_t i;
 
@@ -268,8 +272,7 @@ static void test_readers_are_killed(void)
 		begin("SET_IOMMU is held while the VM becomes non-coherent");
 		hold(call_set_iommu, "kvm:kvm_arch_register_noncoherent_dma");
 		begin("pair %zu reads meanwhile", i);
-		start_waiter(&waiters[0], pairs[i].first, pairs[i].waits_in);
-		start_waiter(&waiters[1], pairs[i].second, "kvm_vfio");
+		start_pair(&pairs[i]);
 		begin("the second of pair %zu", i);
 		kill_reader(&waiters[1]);
 		begin("the first of pair %zu", i);

@@ -18,4 +18,11 @@ int read_vm_state(void);
 int read_file_state(void);
 int read_fdinfo(void);
 
+/* Two that wait: all pairs, between them, in each of the places where one that reads does */
+extern const struct pair {
+	int (*first)(void), (*second)(void);
+	const char *waits_in;		/* the first one */
+} pairs[3];
+void start_pair(const struct pair *pair);
+
 #endif

@@ -343,17 +343,8 @@ static void test_del_after_open(void)
 
 /* ---- who reads the state ------------------------------------------------- */
 
-/* Two that wait, and between them in each of the places where one that reads does */
 static void test_readers_go_on(void)
 {
-	static const struct {
-		int (*first)(void), (*second)(void);
-		const char *waits_in;		/* the first one */
-	} pairs[] = {
-		{ read_file_state, read_vm_state, "vfio_external" },
-		{ read_vm_state, read_file_state, "kvm_vfio" },
-		{ read_fdinfo, read_fdinfo, "kvm_vfio" },
-	};
 	size_t i;
 
 	before_signals();
@@ -362,8 +353,7 @@ static void test_readers_go_on(void)
 	for (i = 0; i < ARRAY_SIZE(pairs); i++) {
 		begin("SET_IOMMU is held while pair %zu reads", i);
 		hold(call_set_iommu, "kvm_arch_register_noncoherent_dma");
-		start_waiter(&waiters[0], pairs[i].first, pairs[i].waits_in);
-		start_waiter(&waiters[1], pairs[i].second, "kvm_vfio");
+		start_pair(&pairs[i]);
 		begin("pair %zu gets signals", i);
 		signal_waiter(&waiters[1], SIGUSR1, "kvm_vfio");
 		signal_waiter(&waiters[0], SIGUSR1, pairs[i].waits_in);

@@ -283,7 +283,8 @@ static void explain_walk(void)
 	if (left || aspect == HANG || aspect == BROKEN) {
 		if (left)
 			printf("# not made shorter, because after it %s\n", left);
-		print_walk(count);
+		if (!faults)
+			print_walk(count);
 		return;
 	}
 	if (run_walk(count, count)) {
@@ -501,13 +502,16 @@ static int read_walk(void)
 
 void test_replay(void)
 {
+	const char *why = options.faults != NONE ? no_faults() : NULL;
 	int count;
 
+	if (why)
+		skip("%s", why);
 	share_walk();
 	count = read_walk();
 	printf("# %d steps of %s\n", count, options.replay);
 	walk->faults_from = options.faults;
-	faults = options.faults != NONE && !no_faults();
+	faults = options.faults != NONE;
 	if (run_walk(count, count))
 		return;
 	print_why();
