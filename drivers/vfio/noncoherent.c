@@ -15,6 +15,7 @@
 #include <linux/kernel.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
+#include <linux/pci.h>
 #include <linux/string.h>
 
 #include "noncoherent.h"
@@ -72,8 +73,11 @@ int vfio_dev_permit_noncoherent(struct device *dev, bool quiet)
 	return -EPERM;
 }
 
+/* A group may begin with a bridge, or a device without a driver, which nobody means. */
 static int vfio_group_dev_permit_noncoherent(struct device *dev, void *unused)
 {
+	if (!READ_ONCE(dev->driver) || (dev_is_pci(dev) && pci_is_bridge(to_pci_dev(dev))))
+		return 0;
 	return vfio_dev_permit_noncoherent(dev, false);
 }
 
@@ -82,12 +86,16 @@ static int vfio_group_dev_permit_noncoherent(struct device *dev, void *unused)
  * @group: the group, about to be attached, or attached to a domain in which nothing is
  *	mapped yet: the type 1 driver knows what a domain enforces only then
  *
- * As vfio_dev_permit_noncoherent() for each device, up to the first that may not.
+ * As vfio_dev_permit_noncoherent() for all of them at once.  The log names the first
+ * that VFIO can be about.
  *
  * Return: 0 or -EPERM.
  */
 int vfio_group_permit_noncoherent(struct iommu_group *group)
 {
-	return iommu_group_for_each_dev(group, NULL, vfio_group_dev_permit_noncoherent);
+	if (!READ_ONCE(vfio_noncoherent_refused))
+		return 0;
+	iommu_group_for_each_dev(group, NULL, vfio_group_dev_permit_noncoherent);
+	return -EPERM;
 }
 EXPORT_SYMBOL_GPL(vfio_group_permit_noncoherent);

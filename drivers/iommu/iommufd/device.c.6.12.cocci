@@ -19,12 +19,14 @@
 +}
 +EXPORT_SYMBOL_NS_GPL(iommufd_device_ask_noncoherent, IOMMUFD);
 +
++/* @old is what @hwpt replaces: where that is not coherent, it does not begin now. */
 +static int iommufd_device_permit_noncoherent(struct iommufd_device *idev,
-+					     struct iommufd_hw_pagetable *hwpt)
++					     struct iommufd_hw_pagetable *hwpt,
++					     struct iommufd_hw_pagetable *old)
 +{
 +	if (!idev->permit_noncoherent)
 +		return 0;
-+	if (iommufd_hwpt_enforces_cc(hwpt))
++	if (iommufd_hwpt_enforces_cc(hwpt) || (old && !iommufd_hwpt_enforces_cc(old)))
 +		return 0;
 +	return idev->permit_noncoherent(idev->dev, false);
 +}
@@ -41,7 +43,7 @@ identifier hwpt, idev, rc;
  ...
  int rc;
 +
-+	rc = iommufd_device_permit_noncoherent(idev, hwpt);
++	rc = iommufd_device_permit_noncoherent(idev, hwpt, NULL);
 +	if (rc)
 +		return rc;
  mutex_lock(&idev->igroup->lock);
@@ -56,10 +58,11 @@ identifier hwpt, idev, rc;
  {
  ...
  int rc;
+ <+...
+ old_hwpt = igroup->hwpt;
 +
-+	rc = iommufd_device_permit_noncoherent(idev, hwpt);
++	rc = iommufd_device_permit_noncoherent(idev, hwpt, old_hwpt);
 +	if (rc)
-+		return ERR_PTR(rc);
- mutex_lock(&idev->igroup->lock);
- ...
++		goto err_unlock;
+ ...+>
  }

@@ -4,6 +4,7 @@
 // expect: replace 1
 
 @ask@
+typedef bool;
 @@
 +/**
 + * iommufd_device_ask_noncoherent - Ask before DMA of a device can be non-coherent
@@ -25,14 +26,22 @@
 +}
 +EXPORT_SYMBOL_NS_GPL(iommufd_device_ask_noncoherent, "IOMMUFD");
 +
++static bool iommufd_device_is_coherent(struct iommufd_device *idev,
++				       struct iommufd_hw_pagetable *hwpt)
++{
++	return iommufd_hwpt_enforces_cc(hwpt) && !READ_ONCE(idev->igroup->noncoherent_devices);
++}
++
++/* @old is what @hwpt replaces: where that is not coherent, it does not begin now. */
 +static int iommufd_device_permit_noncoherent(struct iommufd_device *idev,
-+					     struct iommufd_hw_pagetable *hwpt)
++					     struct iommufd_hw_pagetable *hwpt,
++					     struct iommufd_hw_pagetable *old)
 +{
 +	iommufd_permit_fn permit = READ_ONCE(idev->igroup->permit_noncoherent);
 +
-+	if (!permit)
++	if (!permit || iommufd_device_is_coherent(idev, hwpt))
 +		return 0;
-+	if (iommufd_hwpt_enforces_cc(hwpt) && !READ_ONCE(idev->igroup->noncoherent_devices))
++	if (old && !iommufd_device_is_coherent(idev, old))
 +		return 0;
 +	return permit(idev->dev, false);
 +}
@@ -50,7 +59,7 @@ identifier hwpt, idev, rc, igroup;
  ...
  int rc;
 +
-+	rc = iommufd_device_permit_noncoherent(idev, hwpt);
++	rc = iommufd_device_permit_noncoherent(idev, hwpt, NULL);
 +	if (rc)
 +		return rc;
  mutex_lock(&igroup->lock);
@@ -58,17 +67,20 @@ identifier hwpt, idev, rc, igroup;
  }
 
 @replace@
-identifier hwpt, idev, rc, igroup;
+identifier hwpt, idev, rc;
 @@
  iommufd_device_do_replace(struct iommufd_device *idev, ...,
  			   struct iommufd_hw_pagetable *hwpt)
  {
  ...
  int rc;
-+
-+	rc = iommufd_device_permit_noncoherent(idev, hwpt);
+ <+...
++	rc = iommufd_device_permit_noncoherent(idev, hwpt, old_hwpt);
 +	if (rc)
-+		return ERR_PTR(rc);
- mutex_lock(&igroup->lock);
- ...
++		goto err_unlock;
+ if (attach_resv) {
+ 	rc = iommufd_group_do_replace_reserved_iova(...);
+ 	...
+ }
+ ...+>
  }
