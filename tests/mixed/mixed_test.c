@@ -392,6 +392,47 @@ static void test_told_when_opened(void)
 
 /* ---- putting it together ------------------------------------------------- */
 
+static long vendor_users(void)
+{
+	long users = get_number("/sys/module/kvm_amd/refcnt");
+
+	if (users < 0)
+		fail("kvm_amd: %s", strerror(-users));
+	return users;
+}
+
+static long users_wanted;
+
+static bool vendor_is_used_as_before(void)
+{
+	return vendor_users() == users_wanted;
+}
+
+/* A VM that VFIO alone has: when the device is closed, the vendor's code ends it. */
+static void test_vendor_is_held(void)
+{
+	int id = plug(false, NONE), file = open_group(devices[id].group), device, vm, kvm_vfio;
+
+	/* Linux 6.1's VFIO refers to the VM and does not hold it. */
+	if (old_vfio)
+		return;
+	join(file, 0);
+	set_iommu(0);
+	users_wanted = vendor_users();
+	vm = create_vm();
+	kvm_vfio = must(kvm_vfio_create(vm));
+	must(kvm_vfio_add(kvm_vfio, files[file].fd));
+	device = open_device(file, id);
+	close(kvm_vfio);
+	close(vm);
+	begin("a VM whose files are closed, and which a device's driver has");
+	if (vendor_users() <= users_wanted)
+		fail("kvm_amd can be unloaded");
+	close_file(device);
+	begin("that device is closed");
+	wait_until(vendor_is_used_as_before, "kvm_amd is let go");
+}
+
 static const struct test tests[] = {
 	{ "the state can be read back", test_readable },
 	{ "a non-coherent device is bound into a coherent group", test_bind_into_coherent },
@@ -405,6 +446,7 @@ static const struct test tests[] = {
 	{ "a coherent and a non-coherent group in one container", test_container_mixed },
 	{ "a driver is told of the VM that tracked the group last", test_told },
 	{ "a driver is told when its device is opened", test_told_when_opened },
+	{ "a VM that only a driver has keeps the vendor's module", test_vendor_is_held },
 };
 static const struct suite suite = SUITE(tests);
 
