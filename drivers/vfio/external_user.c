@@ -12,7 +12,6 @@
  * search for the other.
  */
 #include <linux/err.h>
-#include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/module.h>
 #include <linux/vfio.h>
@@ -25,6 +24,7 @@ void vfio_external_slot_init(struct vfio_external_slot *slot)
 	mutex_init(&slot->lock);
 	INIT_HLIST_HEAD(&slot->users);
 	slot->coherency = VFIO_DMA_NONE;
+	slot->left_by = 0;
 }
 
 void vfio_external_slot_destroy(struct vfio_external_slot *slot)
@@ -64,6 +64,8 @@ void vfio_external_slot_update(struct vfio_external_slot *slot,
 	mutex_lock(&slot->lock);
 	old = slot->coherency;
 	WRITE_ONCE(slot->coherency, coherency);
+	if (coherency == VFIO_DMA_NONE)
+		slot->left_by = 0;
 	hlist_for_each_entry(user, &slot->users, node)
 		vfio_external_user_tell(user, old, coherency);
 	mutex_unlock(&slot->lock);
@@ -104,18 +106,17 @@ struct kvm *vfio_external_slot_kvm(struct vfio_external_slot *slot)
 
 /**
  * vfio_external_user_get - begin to track a VFIO file for a VM
- * @user: the user, with its ops and its VM set
- * @file: the file
+ * @user: the user, with its ops, its VM and its ID set
+ * @file: the file; the caller's reference passes to @user if this succeeds
  *
- * Takes a reference to @file and makes the VM known to the VFIO drivers that
- * open a device of it later.  If @file is attached to an IOMMU domain, @user has
- * been called when this returns.
+ * Makes the VM known to the VFIO drivers that open a device of @file later.  If @file
+ * is attached to an IOMMU domain, @user has been called when this returns.
  *
  * Context: may sleep; takes the slot's lock.  The caller must hold neither
  *	kvm->lock nor anything coherency_changed() takes.
- * Return: 0, or 1 if another VM tracks @file, too; -EINVAL if @file is not a VFIO
- *	file, -EEXIST if it is tracked for this VM already.  On failure nothing has
- *	changed.
+ * Return: 0, or 1 if another VM tracks @file, too, or was the last that tracked it and
+ *	it is still attached; -EINVAL if @file is not a VFIO file, -EEXIST if it is
+ *	tracked for this VM already.  On failure nothing has changed.
  */
 static int vfio_external_user_get(struct vfio_external_user *user,
 				  struct file *file)
@@ -132,7 +133,9 @@ static int vfio_external_user_get(struct vfio_external_user *user,
 		goto out_unlock;
 	}
 	ret = !hlist_empty(&slot->users);
-	user->file = get_file(file);
+	if (unlikely(slot->left_by))
+		ret |= slot->left_by != user->id;
+	user->file = file;
 	user->slot = slot;
 	hlist_add_head(&user->node, &slot->users);
 	vfio_external_user_tell(user, VFIO_DMA_NONE, slot->coherency);
@@ -168,6 +171,8 @@ static struct vfio_external_user *vfio_external_user_del(struct file *file,
 	if (user) {
 		vfio_external_user_tell(user, slot->coherency, VFIO_DMA_NONE);
 		hlist_del(&user->node);
+		if (slot->coherency != VFIO_DMA_NONE)
+			slot->left_by = user->id;
 	}
 	mutex_unlock(&slot->lock);
 	return user;

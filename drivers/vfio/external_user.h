@@ -24,6 +24,9 @@ struct vfio_device;
  * @coherency: the present state of the file's DMA.  Kept up to date even without
  *	users, so that a new one can learn it without VFIO's locks.  Written
  *	under @lock; a single read does without.
+ * @left_by: the &vfio_external_user.id of who left last while the file was
+ *	attached, 0 if it has been detached since.  A guest of its VM may go on in
+ *	the VM that comes next, with the DMA that it knows.
  *
  * Embedded in the object that a VFIO file stands for.  The file, which each user
  * holds a reference to, keeps that object alive.
@@ -32,6 +35,7 @@ struct vfio_external_slot {
 	struct mutex lock;
 	struct hlist_head users;
 	enum vfio_dma_coherency coherency;
+	u64 left_by;
 };
 
 void vfio_external_slot_init(struct vfio_external_slot *slot);

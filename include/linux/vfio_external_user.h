@@ -76,17 +76,21 @@ struct vfio_external_user_ops {
  *	a file's users takes the least.
  * @kvm: the VM the file is used for; set by the owner before get()
  * @ops: the callbacks; set by the owner before get()
- * @file: the VFIO file, referenced by get().  From del() on the reference is the
- *	owner's to drop.
+ * @id: not 0, the same for all users of the VM, and never that of another VM, even
+ *	one that comes later; set by the owner before get()
+ * @file: the VFIO file, with the reference that get() was given.  From del() on it is
+ *	the owner's to drop.
  * @slot: private to VFIO: where the file's users are registered
  *
  * Embedded in a structure of its owner, which allocates it and may free it
- * once del() has returned.  Nothing but @ops and @kvm has to be initialised.
+ * once del() has returned.  Nothing but @ops, @kvm and @id has to be
+ * initialised.
  */
 struct vfio_external_user {
 	struct hlist_node node;
 	struct kvm *kvm;
 	const struct vfio_external_user_ops *ops;
+	u64 id;
 	struct file *file;
 	struct vfio_external_slot *slot;
 };

@@ -106,12 +106,83 @@ void set_lapic(int vcpu)
 	must(ioctl(vcpu, KVM_SET_LAPIC, &state));
 }
 
-void send_msi(int vm, int mode)
+void send_msi(int vm, uint32_t data)
 {
-	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = mode << 8 };
+	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = data };
 
 	if (must(ioctl(vm, KVM_SIGNAL_MSI, &msi)) != 1)
 		fail("the MSI reached no vCPU");
+}
+
+#define APIC_BASE	0xfee00000u
+
+/* Registers of the local APIC, whose timer counts nanoseconds at most */
+#define APIC_EOI	0xb0
+#define APIC_SPIV	0xf0
+#define APIC_LVTT	0x320
+#define APIC_TMICT	0x380
+#define APIC_TMCCT	0x390
+#define APIC_TDCR	0x3e0
+#define SOFTWARE_ENABLED	(1 << 8)
+#define PERIODIC		(1 << 17)
+#define DIVIDE_BY_1		0xb
+
+static const uint8_t interrupt_code[] = {
+	0x66, 0xff, 0x06, 0, 0,		/* incl 0 */
+	0x26, 0x66, 0xa3, APIC_EOI, 0,	/* mov %eax, %es:APIC_EOI */
+	0xcf,				/* iret */
+};
+
+void handle_interrupt(void *memory, int vector, uint16_t entry)
+{
+	uint16_t pointer[] = { entry, 0 };
+
+	memcpy((char *)memory + entry, interrupt_code, sizeof(interrupt_code));
+	memcpy((char *)memory + vector * sizeof(pointer), pointer, sizeof(pointer));
+}
+
+void set_least_cpuid(int vcpu)
+{
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 entry;
+	} cpuid = { .head.nent = 1, .entry.function = 1 };
+
+	must(ioctl(vcpu, KVM_SET_CPUID2, &cpuid));
+}
+
+static void set_apic_register(struct kvm_lapic_state *apic, int offset, uint32_t value)
+{
+	memcpy(apic->regs + offset, &value, sizeof(value));
+}
+
+/* In real mode ES reaches the APIC only by its hidden base. */
+void enable_apic(int vcpu, int vector, int timer_ms)
+{
+	struct kvm_lapic_state apic;
+	struct kvm_sregs sregs;
+
+	must(ioctl(vcpu, KVM_GET_SREGS, &sregs));
+	sregs.es.base = APIC_BASE;
+	must(ioctl(vcpu, KVM_SET_SREGS, &sregs));
+	must(ioctl(vcpu, KVM_GET_LAPIC, &apic));
+	set_apic_register(&apic, APIC_SPIV, SOFTWARE_ENABLED | 0xff);
+	if (timer_ms) {
+		set_apic_register(&apic, APIC_LVTT, PERIODIC | vector);
+		set_apic_register(&apic, APIC_TDCR, DIVIDE_BY_1);
+		set_apic_register(&apic, APIC_TMICT, timer_ms * 1000000);
+		set_apic_register(&apic, APIC_TMCCT, 0);
+	}
+	must(ioctl(vcpu, KVM_SET_LAPIC, &apic));
+}
+
+void enable_interrupts(int vcpu)
+{
+	struct kvm_regs regs;
+
+	must(ioctl(vcpu, KVM_GET_REGS, &regs));
+	regs.rflags |= 1 << 9;
+	must(ioctl(vcpu, KVM_SET_REGS, &regs));
 }
 
 long long vm_number(pid_t creator, int vm, const char *name)
@@ -130,7 +201,7 @@ long long vm_number(pid_t creator, int vm, const char *name)
 /* wbinvd; hlt; jmp to the start */
 static const uint8_t wbinvd_code[] = { 0x0f, 0x09, 0xf4, 0xeb, 0xfb };
 
-static int probe = -1;	/* counts wbinvd_function() on CPU 0 */
+static int probes[] = { -1, -1 };	/* count wbinvd_function(), by CPU */
 
 const char *wbinvd_function(void)
 {
@@ -166,7 +237,8 @@ void make_wbinvd_vm(struct wbinvd_vm *vm)
 	start_real_mode(vm->vcpu, ENTRY, 0);
 }
 
-void count_flushes(void)
+/* One that goes offline takes the counter with it, so there may be an older one. */
+void count_flushes_on(int cpu)
 {
 	struct perf_event_attr attr = {
 		.size = sizeof(attr),
@@ -177,17 +249,30 @@ void count_flushes(void)
 	if (type < 0)
 		fail("%s: %s", KPROBE_TYPE, strerror(-type));
 	attr.type = type;
+	if (probes[cpu] >= 0)
+		close(probes[cpu]);
+	probes[cpu] = must(syscall(SYS_perf_event_open, &attr, -1, cpu, -1,
+				   PERF_FLAG_FD_CLOEXEC));
+}
+
+uint64_t flushes_counted_on(int cpu)
+{
+	uint64_t count;
+
+	if (read(probes[cpu], &count, sizeof(count)) != sizeof(count))
+		fail("the kprobe does not count");
+	return count;
+}
+
+void count_flushes(void)
+{
 	must(pin(0, 0));
-	probe = must(syscall(SYS_perf_event_open, &attr, -1, 0, -1, PERF_FLAG_FD_CLOEXEC));
+	count_flushes_on(0);
 }
 
 uint64_t flushes_counted(void)
 {
-	uint64_t count;
-
-	if (read(probe, &count, sizeof(count)) != sizeof(count))
-		fail("the kprobe does not count");
-	return count;
+	return flushes_counted_on(0);
 }
 
 bool wbinvd_is_executed(struct wbinvd_vm *vm)

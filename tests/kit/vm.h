@@ -34,9 +34,23 @@ void set_wbinvd_limit(int vm, int per_mille);
  * and monitors set it.
  */
 void set_lapic(int vcpu);
-/* An interrupt without the vCPU's help: delivery mode NMI or INIT */
-enum { MSI_NMI = 4, MSI_INIT = 5 };
-void send_msi(int vm, int mode);
+/* An interrupt without the vCPU's help: NMI, INIT or a vector */
+enum { MSI_NMI = 4 << 8, MSI_INIT = 5 << 8 };
+void send_msi(int vm, uint32_t data);
+
+/*
+ * A guest in real mode whose interrupts are counted in the 32 bits that its DS begins with. Its
+ * memory begins at 0, and has the handler at @entry.
+ */
+void handle_interrupt(void *memory, int vector, uint16_t entry);
+/* Of leaf 1, which makes KVM know the modes of the APIC's timer; before the vCPU runs */
+void set_least_cpuid(int vcpu);
+/*
+ * The local APIC takes interrupts, and has @vector from its timer every so many milliseconds, if
+ * they are not 0. They stay pending until RFLAGS.IF is set.
+ */
+void enable_apic(int vcpu, int vector, int timer_ms);
+void enable_interrupts(int vcpu);
 
 /* A number that debugfs has of the VM that thread @creator has made, or -errno */
 long long vm_number(pid_t creator, int vm, const char *name);
@@ -54,6 +68,9 @@ void make_wbinvd_vm(struct wbinvd_vm *vm);
 /* From now on this thread stays on CPU 0, where the kernel's WBINVDs for guests count. */
 void count_flushes(void);
 uint64_t flushes_counted(void);
+/* The same for CPU 0 or 1, wherever the thread is; anew when the CPU was offline */
+void count_flushes_on(int cpu);
+uint64_t flushes_counted_on(int cpu);
 /* For kprobes: KVM's own, or what newer kernels share with KVM */
 const char *wbinvd_function(void);
 /* Its vCPU executes one, here. */

@@ -154,6 +154,7 @@ extern struct vm {
 	/* The model: */
 	unsigned int held, device_held;		/* by holders, a bit each */
 	bool has_device;
+	int device_id;		/* which of all devices it is, or was */
 	bool made[VCPUS];
 	unsigned int dirty[VCPUS];		/* CPUs, a bit each */
 	bool inherits, inherits_now;		/* what another VM's guest has dirtied */
@@ -170,6 +171,7 @@ extern struct file {
 	unsigned int flights;	/* on their way through the socket */
 	unsigned int held;	/* by holders, a bit each */
 	unsigned int owners;	/* by VMs, a bit each */
+	int left_by;		/* the last that let go of it attached, as it still is; or 0 */
 	int group;
 	int device;		/* whose it is; NONE: a group's */
 	int parent;		/* the group's file that it came from */
@@ -204,8 +206,8 @@ extern struct holder {
 
 extern int flight[FLIGHT], nr_flight, flight_socket[2];
 extern bool cpu1_online;
-/* How often this CPU, 0, wrote its caches back for guests */
-extern uint64_t flushes_here;
+/* How often each CPU wrote its caches back for guests; CPU 1 since it is online */
+extern uint64_t flushes_on[CPUS];
 extern bool has_uffd;
 
 void model_begin(void);

@@ -234,11 +234,15 @@ static void check_containers(void)
 
 static void check_flushes(void)
 {
-	uint64_t is = flushes_counted();
+	uint64_t is;
+	int cpu;
 
-	if (is != flushes_here)
-		wrong(ORACLE, "CPU 0 has written its caches back %lu times instead of %lu",
-		      (unsigned long)is, (unsigned long)flushes_here);
+	for (cpu = 0; cpu < (cpu1_online ? CPUS : 1); cpu++) {
+		is = flushes_counted_on(cpu);
+		if (is != flushes_on[cpu])
+			wrong(ORACLE, "CPU %d has written its caches back %lu times instead of %lu",
+			      cpu, (unsigned long)is, (unsigned long)flushes_on[cpu]);
+	}
 }
 
 /* Of stock modules only that: whether the WBINVD of a guest on this CPU reached it */
@@ -248,10 +252,10 @@ static void check_run(const struct step *step)
 	uint64_t is = flushes_counted();
 
 	if (step->kind == STEP_RUN && !(step->c % CPUS) &&
-	    (is > known) != (flushes_here > expected))
+	    (is > known) != (flushes_on[0] > expected))
 		wrong(ORACLE, "a guest's WBINVD has %sreached the CPU", is > known ? "" : "not ");
 	known = is;
-	expected = flushes_here;
+	expected = flushes_on[0];
 }
 
 /* ---- all of it ----------------------------------------------------------- */

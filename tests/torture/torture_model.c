@@ -45,7 +45,7 @@ struct table tables[TABLES];
 int nr_tables;
 int flight[FLIGHT], nr_flight, flight_socket[2];
 bool cpu1_online;
-uint64_t flushes_here;
+uint64_t flushes_on[CPUS];
 
 bool is_local(int v)
 {
@@ -83,7 +83,7 @@ void model_begin(void)
 	}
 	nr_tables = 0;
 	nr_flight = 0;
-	flushes_here = 0;
+	memset(flushes_on, 0, sizeof(flushes_on));
 	cpu1_online = sysconf(_SC_NPROCESSORS_ONLN) > 1;
 }
 
@@ -444,15 +444,23 @@ static void forget_order(struct vm *vm, int f)
 	vm->files = kept;
 }
 
+static void let_go(int v, int f)
+{
+	files[f].owners &= ~(1u << v);
+	if (coherency_of(&files[f]) != KVM_VFIO_FILE_NOT_ATTACHED)
+		files[f].left_by = vms[v].device_id;
+}
+
 void model_track(int v, int f, bool track)
 {
 	if (track) {
-		if (files[f].owners)
+		if (files[f].owners ||
+		    (files[f].left_by && files[f].left_by != vms[v].device_id))
 			vms[v].inherits = vms[v].inherits_now = true;
 		files[f].owners |= 1u << v;
 		vms[v].order[vms[v].files++] = f;
 	} else {
-		files[f].owners &= ~(1u << v);
+		let_go(v, f);
 		forget_order(&vms[v], f);
 	}
 }
@@ -462,7 +470,8 @@ void model_device_gone(int v)
 	int i;
 
 	for (i = 0; i < FILES; i++)
-		files[i].owners &= ~(1u << v);
+		if (tracks(v, &files[i]))
+			let_go(v, i);
 	vms[v].files = 0;
 	vms[v].has_device = false;
 }
@@ -518,8 +527,11 @@ static unsigned int online(void)
 
 static unsigned int flush(unsigned int cpus)
 {
+	int cpu;
+
 	cpus &= online();
-	flushes_here += cpus & 1;
+	for (cpu = 0; cpu < CPUS; cpu++)
+		flushes_on[cpu] += cpus >> cpu & 1;
 	return __builtin_popcount(cpus);
 }
 
@@ -601,6 +613,9 @@ void model_follow(void)
 {
 	int i;
 
+	for (i = 0; i < FILES; i++)
+		if (coherency_of(&files[i]) == KVM_VFIO_FILE_NOT_ATTACHED)
+			files[i].left_by = 0;
 	for (i = 0; i < VMS; i++)
 		if (vms[i].exists) {
 			follow_vm(i);

@@ -147,6 +147,7 @@ static int create_device(struct vm *vm, int how, int *expected)
 
 static void step_device(const struct step *step)
 {
+	static int devices_made;
 	struct vm *vm = &vms[step->a];
 	int how = step->b % HOWS, expected = 0, ret;
 
@@ -163,6 +164,7 @@ static void step_device(const struct step *step)
 		return;
 	vm->dev = ret;
 	vm->has_device = true;
+	vm->device_id = ++devices_made;
 }
 
 static void step_device_close(const struct step *step)
@@ -907,6 +909,10 @@ static void step_cpu(const struct step *step)
 		return;
 	expect("a CPU that goes or comes", put(CPU1, "%d", online), 0);
 	cpu1_online = online;
+	if (online) {
+		count_flushes_on(1);
+		flushes_on[1] = 0;
+	}
 }
 
 /* ---- one step ------------------------------------------------------------ */

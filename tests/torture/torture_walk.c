@@ -97,7 +97,10 @@ static void __attribute__((noreturn)) be_walk(int picked_from)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	model_begin();
 	open_containers();
-	flushes_here = flushes_counted();
+	/* An earlier walk may have left CPU 1 offline, and so its counter without a CPU. */
+	if (cpu1_online)
+		count_flushes_on(1);
+	flushes_on[0] = flushes_counted();
 	fault_open();
 	fuzz_begin();
 	for (walk->at = 0; walk->at < walk->count; walk->at++) {

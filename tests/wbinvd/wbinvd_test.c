@@ -407,6 +407,51 @@ static void handed_over(void)
 	first_wbinvd_reaches_all(later, 3, "a vCPU that comes later");
 }
 
+/* The old VM lets go before the new one is there: the monitor executes the new one. */
+static void handed_over_later(void)
+{
+	struct vm old, new, last;
+	struct vcpu *v, *w, *x;
+	int group = group_open(0);
+
+	v = noncoherent_vm(&old, group, 1);
+	phase("the guest has run on CPU 3, and its VM lets go: no flush");
+	vcpu_run_on(v, 3);
+	close(old.dev);
+	old.dev = -1;
+	phase_end();
+
+	vm_create(&new);
+	device_create(&new);
+	w = vcpu_create(&new, 2);
+	phase_skipped(w, 2, "the new VM tracks nothing yet");
+	phase("ADD by the new VM pays what that VM owes, on CPU 2");
+	file_add(&new, group);
+	expect_flush(2);
+	phase_end();
+	first_wbinvd_reaches_all(w, 2, "the new VM's vCPU");
+
+	phase("the new VM lets go, and tracks it again: what it owes is on CPU 2");
+	file_del(&new, group);
+	file_add(&new, group);
+	expect_flush(2);
+	phase_end();
+	phase_executed(w, 2, "of the same VM");
+
+	file_del(&new, group);
+	must(group_leave(group));
+	group_attach(group);
+	vm_create(&last);
+	device_create(&last);
+	x = vcpu_create(&last, 1);
+	phase_skipped(x, 1, "another VM tracks nothing yet");
+	phase("it was detached meanwhile: that VM owes for CPU 1 alone");
+	file_add(&last, group);
+	expect_flush(1);
+	phase_end();
+	phase_executed(x, 1, "of a VM that inherits nothing");
+}
+
 /* A non-coherent VM with one vCPU that has run on CPU 1 only. */
 static struct vcpu *noncoherent_vcpu(struct vm *vm, int group)
 {
@@ -562,6 +607,7 @@ static const struct scenario scenarios[] = {
 	{ "two vCPUs", two_vcpus },
 	{ "a second VM", second_vm },
 	{ "handed over to a new VM", handed_over },
+	{ "handed over to a VM that comes later", handed_over_later },
 	{ "the last group leaves by DEL", leave_by_del },
 	{ "the last group leaves by UNSET_CONTAINER", leave_by_unset },
 	{ "the last group leaves by closing the device", leave_by_close },

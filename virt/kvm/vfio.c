@@ -69,6 +69,7 @@
  */
 struct kvm_vfio {
 	struct kvm *kvm;
+	u64 id;
 	struct pid *creator;
 
 	struct mutex files_lock;
@@ -268,6 +269,7 @@ static int kvm_vfio_add_file(struct kvm_vfio *kv, struct file *file)
 		return -ENOMEM;
 	kvf->user.ops = &kvm_vfio_user_ops;
 	kvf->user.kvm = kv->kvm;
+	kvf->user.id = kv->id;
 	kvf->kv = kv;
 
 	ret = kvm_vfio_get_api(kv);
@@ -278,7 +280,7 @@ static int kvm_vfio_add_file(struct kvm_vfio *kv, struct file *file)
 	if (ret < 0)
 		goto err_put_api;
 
-	/* The other VM may be the one that this one replaces (live update). */
+	/* Another VM has it, or had: the one that this one replaces (live update)? */
 	if (ret)
 		kvm_arch_inherit_caches(kv->kvm);
 
@@ -370,10 +372,13 @@ static int kvm_vfio_set_file(struct kvm_vfio *kv, u64 attr, s32 __user *arg)
 	if (!file)
 		return -EBADF;
 
-	if (attr == KVM_DEV_VFIO_FILE_ADD)
+	if (attr == KVM_DEV_VFIO_FILE_ADD) {
 		ret = kvm_vfio_add(kv, fd, file);
-	else
+		if (!ret)
+			return 0;	/* with the reference */
+	} else {
 		ret = kvm_vfio_del(kv, fd, file);
+	}
 
 	fput(file);
 	return ret;
@@ -589,6 +594,7 @@ static struct pid *kvm_vfio_get_creator(struct kvm *kvm)
 
 static int kvm_vfio_create(struct kvm_device *dev, u32 type)
 {
+	static atomic64_t ids;
 	struct kvm_device *other;
 	struct kvm_vfio *kv;
 
@@ -608,6 +614,7 @@ static int kvm_vfio_create(struct kvm_device *dev, u32 type)
 		return -ENOMEM;
 
 	kv->kvm = dev->kvm;
+	kv->id = atomic64_inc_return(&ids);
 	kv->creator = kvm_vfio_get_creator(dev->kvm);
 	mutex_init(&kv->files_lock);
 	INIT_LIST_HEAD(&kv->files);
