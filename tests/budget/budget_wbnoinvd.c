@@ -10,12 +10,14 @@
 #include "budget.h"
 #include "files.h"
 #include "hold.h"
+#include "vm.h"
 
 static struct vm vm;
 
 void tidy_up(void)
 {
 	put(BUDGET, "0");
+	stop_tracing_delays();
 	forget_hold();
 	try_unload("wbnoinvd");
 	try_unload("protect");
@@ -94,6 +96,33 @@ static void wbnoinvd_emulated(void)
 	must_put("/sys/module/kvm/parameters/force_emulation_prefix", "0");
 }
 SCENARIO(wbnoinvd_emulated)
+
+/* Of another VM's guest any CPU may have lines: they are written back once. */
+static void wbnoinvd_inherited(void)
+{
+	static struct vm other;
+	struct vcpu *v;
+
+	load("wbnoinvd.ko", "");
+	v = noted_for_two(true);
+	other.fd = create_vm();
+	other.dev = must(kvm_vfio_create(other.fd));
+	must(kvm_vfio_add(other.dev, vm.group));
+	phase("the VM tracks the file anew, and pays what it owes, on CPU 1");
+	must(kvm_vfio_del(vm.dev, vm.group));
+	must(kvm_vfio_add(vm.dev, vm.group));
+	expect_flush(1);
+	phase_end();
+	phase("the first WBNOINVD of a guest that is handed over reaches all CPUs");
+	begin_wbinvd(v);
+	run_at(v, WBNOINVD_AT);
+	expected.guest[2] = 1;
+	for (int cpu = 0; cpu < CPUS; cpu++)
+		expect_flush(cpu);
+	phase_end();
+	flushes_one(v, WBNOINVD_AT, 1, "the second one");
+}
+SCENARIO(wbnoinvd_inherited)
 
 /* The guest's processor does not have it, so what it executes is a WBINVD. */
 static void wbnoinvd_not_told(void)

@@ -263,6 +263,11 @@ static bool kvm_has_wbnoinvd(struct kvm_vcpu *vcpu)
 	if (!boot_cpu_has(X86_FEATURE_WBNOINVD))
 		return false;
 
+	/* What the VM has inherited is written back once, and not by each WBNOINVD. */
+	if (test_bit(0, &vcpu->kvm->inherits_caches) &&
+	    cpumask_full(vcpu->arch.wbinvd_dirty_mask))
+		return false;
+
 	entry = kvm_find_cpuid_entry(vcpu, 0x80000008);
 	return entry && entry->ebx & feature_bit(WBNOINVD);
 }
