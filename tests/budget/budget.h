@@ -21,12 +21,23 @@
 /* A kick of vCPU 0, a WBINVD, and a HLT */
 #define KICKED_AT		0x1700
 
+/* The interrupt that the guest counts */
+#define VECTOR			0x40
+
 /* What a vCPU and the test share. Accessed by READ() and WRITE() only. */
 struct box {
-	uint32_t unused;
+	uint32_t interrupts;
 	uint32_t todo;		/* WBINVDs to execute */
 	uint32_t done;		/* WBINVDs executed, ever */
 	uint32_t nmis;
+};
+
+/*
+ * A wait of the WBINVD that a vCPU executes, by now(): between the first two it has begun,
+ * between the others it ends. Entering KVM_RUN and leaving it set the outer ones.
+ */
+struct wait {
+	double entered, begun, ending, left;
 };
 
 struct vm {
@@ -40,6 +51,7 @@ struct vm {
 		struct vm *vm;
 		int id;
 		struct box *box;
+		struct wait wait;
 	} vcpus[2];
 };
 
@@ -69,6 +81,25 @@ void tell_wbnoinvd(struct vcpu *v, bool has);
 
 void set_budget(int per_mille);
 
+/* A vCPU that is stopped: its guest takes VECTOR then; with a timer, if that is not 0. */
+void take_interrupts(struct vcpu *v, int timer_ms);
+/* Or that stays pending. */
+void hold_interrupts(struct vcpu *v);
+
+/* ---- what kvm_vfio:kvm_wbinvd_delayed tells ------------------------------- */
+
+struct delay {
+	int vcpu;
+	long long ns;
+	char end[16];
+};
+
+/* It tells of waits that end from now on. */
+void trace_delays(void);
+/* Those that have ended since the last call, which are @n; wbinvd_delay_ns is the sum of all. */
+void read_delays(struct vm *vm, struct delay *delays, int n);
+void stop_tracing_delays(void);
+
 /* ---- scenarios ----------------------------------------------------------- */
 
 /* Whatever the one before has left */
@@ -85,6 +116,7 @@ void run_##name(void)						\
 void run_wbnoinvd(void);
 void run_wbnoinvd_within_budget(void);
 void run_wbnoinvd_emulated(void);
+void run_wbnoinvd_inherited(void);
 void run_wbnoinvd_not_told(void);
 void run_other_prefixes(void);
 void run_no_wbnoinvd(void);

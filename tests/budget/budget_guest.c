@@ -10,10 +10,11 @@
 #define GUEST_MEM	0x10000
 #define NMI_HANDLER	0x1100
 #define EMULATED_CODE	0x1200
+#define INTERRUPT_HANDLER 0x1800
 #define GUEST_BOX	0x2000		/* one page a vCPU */
 #define RESET_PAGE	0xfffff000u	/* where a vCPU begins after INIT */
 
-/* Real mode, below 64 KiB, interrupts disabled; OUT gives control back. */
+/* Real mode, below 64 KiB, interrupts disabled at first; OUT gives control back. */
 static const uint8_t guest_code[] = {
 	0x0f, 0x09,			/* next:  wbinvd */
 	0x66, 0xff, 0x06, 8, 0,		/*        incl box.done */
@@ -79,6 +80,7 @@ struct vcpu *vm_create(struct vm *vm, int cpu)
 	memcpy(vm->mem + PREFIX_66_F3_AT, prefix_66_f3_code, sizeof(prefix_66_f3_code));
 	memcpy(vm->mem + KICKED_AT, kicked_code, sizeof(kicked_code));
 	*(uint32_t *)(vm->mem + 2 * 4) = NMI_HANDLER;	/* segment 0 */
+	handle_interrupt(vm->mem, VECTOR, INTERRUPT_HANDLER);
 	add_memory(vm->fd, 0, 0, GUEST_MEM, vm->mem);
 	memcpy(reset + 0xff0, reset_code, sizeof(reset_code));
 	add_memory(vm->fd, 1, RESET_PAGE, 0x1000, reset);
@@ -96,6 +98,7 @@ static void vcpu_setup(struct vcpu_thread *t)
 	size_t size;
 
 	t->fd = must(ioctl(v->vm->fd, KVM_CREATE_VCPU, v->id));
+	set_least_cpuid(t->fd);
 	t->run = map_vcpu(t->fd, &size);
 	t->any_stop = true;
 	if (v->id) {
@@ -118,8 +121,8 @@ struct vcpu *vcpu_create(struct vm *vm, int cpu)
 	return v;
 }
 
-/* Such a call loads the vCPU, and KVM notes the CPU that it is made on. */
-static void ask_vcpu(struct vcpu *v, unsigned long request, void *arg)
+/* Calls of a vCPU load it, and KVM notes the CPU that they are made on. */
+static void go_to(struct vcpu *v)
 {
 	cpu_set_t set;
 	int cpu;
@@ -128,6 +131,11 @@ static void ask_vcpu(struct vcpu *v, unsigned long request, void *arg)
 	for (cpu = 0; !CPU_ISSET(cpu, &set); cpu++)
 		;
 	must(pin(0, cpu));
+}
+
+static void ask_vcpu(struct vcpu *v, unsigned long request, void *arg)
+{
+	go_to(v);
 	must(ioctl(v->thread.fd, request, arg));
 	must(pin(0, 0));
 }
@@ -135,17 +143,24 @@ static void ask_vcpu(struct vcpu *v, unsigned long request, void *arg)
 void begin(struct vcpu *v, int n)
 {
 	WRITE(v->box->todo, n);
-	vcpu_thread_go(&v->thread);
+	resume(v);
 }
 
 void resume(struct vcpu *v)
 {
+	v->wait.entered = now();
 	vcpu_thread_go(&v->thread);
+}
+
+static void wait_stopped(struct vcpu *v, const char *what)
+{
+	wait_sem(&v->thread.stopped, what);
+	v->wait.left = now();
 }
 
 void end(struct vcpu *v)
 {
-	wait_sem(&v->thread.stopped, "KVM_RUN");
+	wait_stopped(v, "KVM_RUN");
 	if (v->thread.error)
 		fail("KVM_RUN of vCPU %d: %s", v->id, strerror(v->thread.error));
 	if (v->thread.run->exit_reason != KVM_EXIT_IO || v->thread.run->io.port != 0x80)
@@ -156,7 +171,7 @@ void end_interrupted(struct vcpu *v, uint64_t rip)
 {
 	struct kvm_regs regs;
 
-	wait_sem(&v->thread.stopped, "KVM_RUN, interrupted,");
+	wait_stopped(v, "KVM_RUN, interrupted,");
 	if (v->thread.error != EINTR)
 		fail("KVM_RUN was interrupted and returned %s", strerror(v->thread.error));
 	if (v->thread.run->exit_reason != KVM_EXIT_INTR && !v->thread.run->immediate_exit)
@@ -193,6 +208,21 @@ void tell_wbnoinvd(struct vcpu *v, bool has)
 	};
 
 	ask_vcpu(v, KVM_SET_CPUID2, &cpuid);
+}
+
+void take_interrupts(struct vcpu *v, int timer_ms)
+{
+	go_to(v);
+	enable_apic(v->thread.fd, VECTOR, timer_ms);
+	enable_interrupts(v->thread.fd);
+	must(pin(0, 0));
+}
+
+void hold_interrupts(struct vcpu *v)
+{
+	go_to(v);
+	enable_apic(v->thread.fd, VECTOR, 0);
+	must(pin(0, 0));
 }
 
 void interrupt(struct vcpu *v)

@@ -269,7 +269,7 @@ void load_kvm(const char *options);
 /* ---- the cases ----------------------------------------------------------- */
 
 extern const struct suite type_suite, change_suite, fault_suite, wait_suite, group_suite,
-			  wbinvd_suite;
+			  wbinvd_suite, limit_suite;
 extern const struct suite roots_suite, roots_process_suite, roots_meanwhile_suite,
 			  roots_end_suite;
 void tear_down_roots(void);

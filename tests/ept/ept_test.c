@@ -33,7 +33,8 @@
  *    no fault installs an old type after it. Without, the last old entry is gone.
  *    Bochs counts none, so a kprobe on the very instruction does, CPU by CPU.
  *
- * With the argument "roots" it runs the cases of roots*.c instead.
+ * With the argument "roots" it runs the cases of roots*.c instead, with "limit" that of
+ * ept_limit.c.
  *
  * Output: KTAP.
  */
@@ -90,7 +91,7 @@ static void prepare(void)
 	place_probes();
 }
 
-/* ept_test [legacy|roots [NAME]]: with NAME, only cases that have it in theirs */
+/* ept_test [legacy|roots|limit [NAME]]: with NAME, only cases that have it in theirs */
 int main(int argc, char **argv)
 {
 	static const struct program program = { prepare, set_up_test, tear_down };
@@ -100,11 +101,13 @@ int main(int argc, char **argv)
 	}, *const roots_suites[] = {
 		&roots_suite, &roots_process_suite, &roots_meanwhile_suite,
 		&roots_end_suite,
-	};
+	}, *const limit_suites[] = { &limit_suite };
 	const char *wanted = argc > 2 ? argv[2] : "";
 
 	if (argc > 1 && !strcmp(argv[1], "roots"))
 		return run_tests(&program, roots_suites, ARRAY_SIZE(roots_suites), wanted);
+	if (argc > 1 && !strcmp(argv[1], "limit"))
+		return run_tests(&program, limit_suites, ARRAY_SIZE(limit_suites), wanted);
 	legacy = argc > 1 && !strcmp(argv[1], "legacy");
 	return run_tests(&program, suites, ARRAY_SIZE(suites), wanted);
 }

@@ -84,11 +84,11 @@ int device_file_detach_pasid(int file, uint32_t pasid)
 	return ioctl(file, VFIO_DEVICE_DETACH_IOMMUFD_PT, &request);
 }
 
-uint32_t new_pasid_table(int iommufd, int id, uint32_t ioas)
+static uint32_t new_table_for(int iommufd, int id, uint32_t ioas, uint32_t flags)
 {
 	struct bind_iommufd bind = { .argsz = sizeof(bind), .iommufd = iommufd };
 	struct hwpt_alloc request = {
-		.size = sizeof(request), .flags = FOR_PASID, .pt_id = ioas,
+		.size = sizeof(request), .flags = flags, .pt_id = ioas,
 	};
 	int file = device_file(id);
 
@@ -97,4 +97,14 @@ uint32_t new_pasid_table(int iommufd, int id, uint32_t ioas)
 	must(ioctl(iommufd, IOMMU_HWPT_ALLOC, &request));
 	close(file);
 	return request.out_hwpt_id;
+}
+
+uint32_t new_table(int iommufd, int id, uint32_t ioas)
+{
+	return new_table_for(iommufd, id, ioas, 0);
+}
+
+uint32_t new_pasid_table(int iommufd, int id, uint32_t ioas)
+{
+	return new_table_for(iommufd, id, ioas, FOR_PASID);
 }

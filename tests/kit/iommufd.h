@@ -29,9 +29,10 @@ int device_file_detach(int file);
 int device_file_attach_pasid(int file, uint32_t pasid, uint32_t pt);
 int device_file_detach_pasid(int file, uint32_t pasid);
 /*
- * A page table of the IOAS, made for a device of vfio_testdev.ko, that PASIDs can be attached
- * to.  It fails.
+ * A page table of the IOAS, made for a device of vfio_testdev.ko that nobody has open, and one
+ * that PASIDs can be attached to. These fail.
  */
+uint32_t new_table(int iommufd, int id, uint32_t ioas);
 uint32_t new_pasid_table(int iommufd, int id, uint32_t ioas);
 
 #endif

@@ -26,12 +26,17 @@ void sleep_ms(int ms)
 	nanosleep(&t, NULL);
 }
 
-double now(void)
+static double seconds(clockid_t clock)
 {
 	struct timespec t;
 
-	clock_gettime(CLOCK_MONOTONIC, &t);
+	must(clock_gettime(clock, &t));
 	return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+double now(void)
+{
+	return seconds(CLOCK_MONOTONIC);
 }
 
 /* ---- phases -------------------------------------------------------------- */
@@ -283,6 +288,15 @@ void vcpu_thread_interrupt(struct vcpu_thread *t)
 {
 	if (pthread_kill(t->thread, SIGUSR1))
 		fail("the vCPU's thread takes no signal");
+}
+
+double vcpu_thread_cpu_time(struct vcpu_thread *t)
+{
+	clockid_t clock;
+
+	if (pthread_getcpuclockid(t->thread, &clock))
+		fail("the vCPU's thread has no clock");
+	return seconds(clock);
 }
 
 /* ---- VFIO ---------------------------------------------------------------- */

@@ -127,6 +127,8 @@ void vcpu_thread_go(struct vcpu_thread *t);
 void vcpu_thread_wait(struct vcpu_thread *t);
 /* A signal, by which it leaves KVM_RUN. */
 void vcpu_thread_interrupt(struct vcpu_thread *t);
+/* Seconds for which it has had a CPU so far; what the guest has had counts, too. */
+double vcpu_thread_cpu_time(struct vcpu_thread *t);
 
 /* ---- VFIO ---------------------------------------------------------------- */
 

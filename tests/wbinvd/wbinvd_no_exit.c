@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Scenarios of wbinvd_test: a processor without the WBINVD exit */
 #define _GNU_SOURCE
+#include <sys/ioctl.h>
+
 #include "vm.h"
 #include "wbinvd.h"
 
@@ -166,6 +168,20 @@ static void statistics(void)
 	expect_stats(&vm, 15, 5, 3);
 }
 
+/* What does not exit cannot wait, either. */
+static void no_limit(void)
+{
+	struct vm vm;
+	int ret;
+
+	vm_create(&vm);
+	if (must(ioctl(vm.fd, KVM_CHECK_EXTENSION, KVM_CAP_X86_WBINVD_LIMIT)))
+		fail("KVM_CAP_X86_WBINVD_LIMIT is there");
+	ret = try_wbinvd_limit(vm.fd, 0, 1, 0, 0, 0);
+	if (ret != -EINVAL)
+		fail("a limit is not EINVAL but %d", ret);
+}
+
 const struct scenario no_exit_scenarios[] = {
 	{ "marks name the CPUs they are executed on", marks_name_cpus },
 	{ "without the exit: a vCPU leaves its CPUs clean", leaves_clean_cpus },
@@ -173,6 +189,7 @@ const struct scenario no_exit_scenarios[] = {
 	{ "without the exit: not one of a coherent VM", coherent_leaves_cpus },
 	{ "without the exit: back to a CPU paid for", owed_then_back },
 	{ "without the exit: statistics", statistics },
+	{ "without the exit: no limit", no_limit },
 };
 
 const int no_exit_count = ARRAY_SIZE(no_exit_scenarios);
