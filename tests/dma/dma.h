@@ -85,8 +85,8 @@ void end_flusher(void);
 bool kill_flusher(pid_t pid);
 
 extern const struct scenario kill_scenarios[], refuse_scenarios[], noiommu_scenarios[],
-	iommufd_scenarios[];
-extern const int kill_count, refuse_count, noiommu_count, iommufd_count;
+	iommufd_scenarios[], file_scenarios[];
+extern const int kill_count, refuse_count, noiommu_count, iommufd_count, file_count;
 
 /* ---- vfio.noncoherent ---------------------------------------------------- */
 
@@ -105,6 +105,9 @@ void allowed_again(void);
 
 /* The fixture's page tables have room for so many more pages; -1: for any number */
 #define ROOM	"/sys/module/vfio_testdev/parameters/room"
+
+/* So many calls unmap memory, and the next one does nothing; -1: all do */
+#define UNMAPS_LEFT	"/sys/module/vfio_testdev/parameters/unmaps_left"
 
 /* Of kernels that can do without an IOMMU; Debian's cannot. */
 #define NOIOMMU		"/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"

@@ -69,6 +69,33 @@ static int ioas_copy(int iommufd, uint32_t to, uint32_t from, uint64_t iova, siz
 	return ioctl(iommufd, IOMMU_IOAS_COPY, &request);
 }
 
+/* From Linux 6.13 on: a file's pages, which need not be mapped by a process */
+#define IOMMU_IOAS_MAP_FILE_NR	_IO(IOMMUFD_TYPE, 0x8f)
+
+struct ioas_map_file {
+	uint32_t size;
+	uint32_t flags;		/* as of ioas_map */
+	uint32_t ioas_id;
+	int32_t fd;
+	uint64_t start;
+	uint64_t length;
+	uint64_t iova;
+};
+
+static int ioas_map_file(int iommufd, uint32_t ioas, int fd, uint64_t iova, size_t size)
+{
+	struct ioas_map_file request = {
+		.size = sizeof(request),
+		.flags = 7,
+		.ioas_id = ioas,
+		.fd = fd,
+		.length = size,
+		.iova = iova,
+	};
+
+	return ioctl(iommufd, IOMMU_IOAS_MAP_FILE_NR, &request);
+}
+
 static int ioas_unmap(int iommufd, uint32_t ioas, uint64_t iova, size_t size)
 {
 	struct ioas_unmap request = {
@@ -242,6 +269,113 @@ static void copies(void)
 	expect_clflushes(0, 0);
 	phase_end();
 	unmap_flushes(iommufd, first, AT, 4 * PAGE, 4, 4 * LINES);
+}
+
+/* An emulated device accesses the pages through the CPU, and pins them like that. */
+static void pin_pages(int device, uint64_t iova, int n)
+{
+	char path[96];
+
+	snprintf(path, sizeof(path), TESTDEV "vfio_testdev.%d/pinned", device);
+	must_put(path, "%llu %d", (unsigned long long)iova, n);
+}
+
+static void unpin_flushes(int device, long lines)
+{
+	phase("an emulated device unpins its pages");
+	pin_pages(device, 0, 0);
+	expect_clflushes(lines, lines);
+	expect_event(UNPINNED, lines ? LINES : 0, lines);
+	phase_end();
+}
+
+static void detach_leaves_pinned(int file, int unpinned)
+{
+	phase("a device is detached, and %d of 4 pages are unpinned", unpinned);
+	must(device_file_detach(file));
+	expect_clflushes(unpinned * LINES, unpinned * LINES);
+	expect_event(UNPINNED, LINES, unpinned * LINES);
+	phase_end();
+}
+
+/* Its pages are read from what it has pinned, and stay pinned when they are mapped no more. */
+static void emulated_pins_first(void)
+{
+	int iommufd = open_iommufd(), emulated = new_device("emulated");
+	int bad = bind(NONCOHERENT, iommufd), good = bind(COHERENT, iommufd);
+	uint32_t ioas = new_ioas(iommufd);
+	long before = pins();
+
+	attach_flushes(bind(emulated, iommufd), ioas, 0);
+	must(ioas_map(iommufd, ioas, same_page(4), AT, 4 * PAGE));
+	pin_pages(emulated, AT, 2);
+	attach_flushes(good, ioas, 0);
+	detach_flushes(good, 0);
+	unpin_flushes(emulated, 0);
+
+	pin_pages(emulated, AT + PAGE, 2);
+	attach_flushes(bad, ioas, 4 * LINES);
+	detach_leaves_pinned(bad, 2);
+	attach_flushes(bad, ioas, 4 * LINES);
+	detach_leaves_pinned(bad, 2);
+	unpin_flushes(emulated, 2 * LINES);
+	if (pins() != before)
+		fail("%ld pages are still pinned", pins() - before);
+}
+
+/* It reads them from what is mapped. The last one that has them unpins them. */
+static void emulated_pins_mapped(void)
+{
+	int iommufd = open_iommufd(), emulated = new_device("emulated");
+	int bad = bind(NONCOHERENT, iommufd);
+	uint32_t ioas = new_ioas(iommufd);
+	long before = pins();
+
+	attach_flushes(bind(emulated, iommufd), ioas, 0);
+	attach_flushes(bad, ioas, 0);
+	map_flushes(iommufd, ioas, same_page(4), AT, 4 * PAGE, 4 * LINES);
+	phase("an emulated device pins what is mapped, and unpins it");
+	pin_pages(emulated, AT, 4);
+	pin_pages(emulated, 0, 0);
+	pin_pages(emulated, AT, 4);
+	expect_clflushes(0, 0);
+	phase_end();
+	/* Its driver is told, and unpins them first. */
+	unmap_flushes(iommufd, ioas, AT, 4 * PAGE, 4, 4 * LINES);
+
+	map_flushes(iommufd, ioas, same_page(4), AT, 4 * PAGE, 4 * LINES);
+	pin_pages(emulated, AT, 1);
+	detach_leaves_pinned(bad, 3);
+	phase("the page that is left is unmapped");
+	must(ioas_unmap(iommufd, ioas, AT, 4 * PAGE));
+	expect_clflushes(LINES, LINES);
+	expect_event(UNPINNED, LINES, LINES);
+	phase_end();
+	if (pins() != before)
+		fail("%ld pages are still pinned", pins() - before);
+}
+
+/* One that enforces nothing gets all that is mapped before a device has it. */
+static void replaced_in_place(void)
+{
+	int iommufd = open_iommufd(), good = bind(COHERENT, iommufd);
+	uint32_t ioas = new_ioas(iommufd), table;
+
+	attach_flushes(good, ioas, 0);
+	map_flushes(iommufd, ioas, same_page(4), AT, 4 * PAGE, 0);
+	phase("a page table is made for a device that is not coherent");
+	table = new_table(iommufd, NONCOHERENT, ioas);
+	expect_clflushes(4 * LINES, 4 * LINES);
+	expect_event(MAPPED, 4 * LINES, 4 * LINES);
+	phase_end();
+	phase("it takes the place of the one that enforces coherency");
+	if (must_attach(good, table) != table)
+		fail("it is another one");
+	expect_clflushes(0, 0);
+	phase_end();
+	map_flushes(iommufd, ioas, same_page(2), 2 * AT, 2 * PAGE, 2 * LINES);
+	unmap_flushes(iommufd, ioas, AT, 4 * PAGE, 4, 4 * LINES);
+	unmap_flushes(iommufd, ioas, 2 * AT, 2 * PAGE, 2, 2 * LINES);
 }
 
 static void end_of_iommufd(void)
@@ -506,6 +640,74 @@ static void refused_to_replace(void)
 		fail("another page table takes the place of the first");
 }
 
+static void must_be_logged_once(int log, int device)
+{
+	int lines = refusals_logged(log, device);
+
+	if (lines != 1)
+		fail("%d lines say that device %d is refused, not one", lines, device);
+}
+
+static void must_not_be_logged(int log, int device)
+{
+	if (refusals_logged(log, device))
+		fail("what is done to device %d is logged as refused", device);
+}
+
+/* Attaching it where it is, by the page table's own ID, changes nothing. */
+static void attach_again(int file, uint32_t table)
+{
+	phase("a device is attached to the page table that it has");
+	if (must_attach(file, table) != table)
+		fail("it has another one now");
+	expect_clflushes(0, 0);
+	phase_end();
+}
+
+/* What is attached stays, and may be attached again; that, or a detachment, begins nothing. */
+static void refused_again(void)
+{
+	int iommufd = open_iommufd(), log = open_log(), log_2 = open_log();
+	int bad = bind(NONCOHERENT, iommufd), good = bind(COHERENT, iommufd);
+	uint32_t ioas = new_ioas(iommufd), table = must_attach(bad, ioas);
+
+	must_attach(good, table);
+	map_flushes(iommufd, ioas, same_page(4), AT, 4 * PAGE, 4 * LINES);
+	may("refuse");
+	attach_again(bad, table);
+	attach_again(good, table);
+	if (must_attach(bad, ioas) != table)
+		fail("the IOAS has another page table for a device that is not coherent");
+	must_not_be_logged(log, NONCOHERENT);
+	must_not_be_logged(log_2, COHERENT);
+	unmap_flushes(iommufd, ioas, AT, 4 * PAGE, 4, 4 * LINES);
+	detach_flushes(bad, 0);
+	must_be_refused(attach(bad, table), "attaching what was detached");
+	must_be_logged_once(log, NONCOHERENT);
+}
+
+/* Who has a page table that enforces nothing may have another one that does not, either. */
+static void refused_nothing_new(void)
+{
+	int iommufd = open_iommufd(), log = open_log(), log_2 = open_log();
+	int bad = bind(NONCOHERENT, iommufd), bad_2 = bind(NONCOHERENT_2, iommufd);
+	int good = bind(COHERENT, iommufd);
+	uint32_t first = new_ioas(iommufd), second = new_ioas(iommufd);
+	uint32_t table = must_attach(bad, first), table_2 = must_attach(bad_2, second);
+
+	must_attach(good, table);
+	map_flushes(iommufd, second, same_page(4), AT, 4 * PAGE, 4 * LINES);
+	may("refuse");
+	phase("two devices leave a page table that enforces nothing for another one");
+	if (must_attach(bad, table_2) != table_2 || must_attach(good, table_2) != table_2)
+		fail("they have other ones");
+	expect_clflushes(0, 0);
+	phase_end();
+	must_not_be_logged(log, NONCOHERENT);
+	must_not_be_logged(log_2, COHERENT);
+	unmap_flushes(iommufd, second, AT, 4 * PAGE, 4, 4 * LINES);
+}
+
 /* @kind: of a second device, in the group of a new coherent one, which it returns */
 static int new_group(const char *kind)
 {
@@ -513,14 +715,6 @@ static int new_group(const char *kind)
 
 	must_put(TESTDEV "create", "1 %s %d", kind, device);
 	return device;
-}
-
-static void must_be_logged_once(int log, int device)
-{
-	int lines = refusals_logged(log, device);
-
-	if (lines != 1)
-		fail("%d lines say that device %d is refused, not one", lines, device);
 }
 
 /* All devices of a group have one page table: that of the first, until it is replaced. */
@@ -576,6 +770,9 @@ const struct scenario iommufd_scenarios[] = {
 	{ "iommufd: a non-coherent device joins, and leaves", joins_and_leaves },
 	{ "iommufd: it does where the IOMMU attaches anything", joins_anything },
 	{ "iommufd: copies of a mapping", copies },
+	{ "iommufd: mapped where an emulated device has pinned", emulated_pins_first },
+	{ "iommufd: pinned for an emulated device where it is mapped", emulated_pins_mapped },
+	{ "iommufd: a page table replaced by one that enforces nothing", replaced_in_place },
 	{ "iommufd: the files are closed", end_of_iommufd },
 	{ "iommufd: a hole", hole },
 	{ "iommufd: a second page table has no room", second_is_full },
@@ -588,6 +785,10 @@ const struct scenario iommufd_scenarios[] = {
 	{ "iommufd: allowed after that", allowed_again },
 	{ "iommufd: refused another page table than it has", refused_to_replace },
 	{ "iommufd: allowed to replace it after that", allowed_again },
+	{ "iommufd: refused, and attached again to what it has", refused_again },
+	{ "iommufd: allowed after that was attached", allowed_again },
+	{ "iommufd: refused, and attached to what enforces no less", refused_nothing_new },
+	{ "iommufd: allowed after no less", allowed_again },
 	{ "iommufd: refused to one of a group that has a page table", refused_in_a_group },
 	{ "iommufd: allowed after a group", allowed_again },
 	{ "iommufd: refused for another of the group", refused_for_the_group },
@@ -595,3 +796,72 @@ const struct scenario iommufd_scenarios[] = {
 };
 
 const int iommufd_count = ARRAY_SIZE(iommufd_scenarios);
+
+/* ---- files --------------------------------------------------------------- */
+
+static void map_file_flushes(int iommufd, uint32_t ioas, int fd, uint64_t iova, size_t size,
+			     long lines)
+{
+	phase("%zu KiB of a file are mapped", size >> 10);
+	must(ioas_map_file(iommufd, ioas, fd, iova, size));
+	expect_clflushes(lines, lines);
+	expect_event(MAPPED, lines, lines);
+	phase_end();
+}
+
+static void file(void)
+{
+	int iommufd = open_iommufd(), file = bind(NONCOHERENT, iommufd);
+	int memory = must(memfd_create("file", MFD_CLOEXEC));
+	uint32_t ioas = new_ioas(iommufd);
+	char *mapped;
+
+	must(ftruncate(memory, 8 * PAGE));
+	attach_flushes(file, ioas, 0);
+	forget_flushed();
+	map_file_flushes(iommufd, ioas, memory, AT, 8 * PAGE, 8 * LINES);
+	/* To find out where they are */
+	mapped = must_map(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, memory);
+	must_be_flushed(mapped, 8, "mapped");
+	forget_flushed();
+	detach_flushes(file, 8 * LINES);
+	must_be_flushed(mapped, 8, "unmapped");
+	attach_flushes(file, ioas, 8 * LINES);
+	phase("what was mapped of the file is unmapped");
+	must(ioas_unmap(iommufd, ioas, AT, 8 * PAGE));
+	expect_clflushes(8 * LINES, 8 * LINES);
+	expect_event(UNMAPPED, 0, 0);
+	phase_end();
+}
+
+static void huge_file(void)
+{
+	int iommufd = open_iommufd(), file = bind(NONCOHERENT, iommufd);
+	int memory = must(memfd_create("file", MFD_CLOEXEC | MFD_HUGETLB));
+	uint32_t ioas = new_ioas(iommufd);
+
+	must(ftruncate(memory, HUGE_PAGE));
+	attach_flushes(file, ioas, 0);
+	map_file_flushes(iommufd, ioas, memory, HUGE_PAGE, HUGE_PAGE, HUGE_LINES);
+	unmap_flushes(iommufd, ioas, HUGE_PAGE, HUGE_PAGE, 1, HUGE_LINES);
+}
+
+static void coherent_file(void)
+{
+	int iommufd = open_iommufd(), file = bind(COHERENT, iommufd);
+	int memory = must(memfd_create("file", MFD_CLOEXEC));
+	uint32_t ioas = new_ioas(iommufd);
+
+	must(ftruncate(memory, 8 * PAGE));
+	attach_flushes(file, ioas, 0);
+	map_file_flushes(iommufd, ioas, memory, AT, 8 * PAGE, 0);
+	detach_flushes(file, 0);
+}
+
+const struct scenario file_scenarios[] = {
+	{ "iommufd: a file", file },
+	{ "iommufd: a file of huge pages", huge_file },
+	{ "iommufd: a file, and a coherent device", coherent_file },
+};
+
+const int file_count = ARRAY_SIZE(file_scenarios);

@@ -119,12 +119,52 @@ static void no_room_for_emulated(void)
 		fail("it does not fail by that, but by %s", strerror(errno));
 	lines = (3 + 3 + 2 * TEST_PAGES) * LINES;
 	expect_clflushes(lines, lines);
+	/* The one that was not mapped first, of those that were the last at the end */
+	expect_event(UNPINNED, lines - 2 * LINES, lines);
 	phase_end();
 	must_put(ROOM, "-1");
 	if (pins() != before)
 		fail("%ld pages are still pinned", pins() - before);
 	join_phase(good, container, 0, false);
 	leave_phase(good, 0);
+}
+
+/*
+ * Of eight runs the IOMMU does not unmap number @nth, counted from 0. Those before it are
+ * unpinned, and it is unmapped once more and unpinned, before the others are unmapped.
+ */
+static void unmap_fails_once(int container, int nth)
+{
+	/* Flushed by the time of the last call to unmap, and of the last sync */
+	long last = nth < 7 ? (nth + 1) * LINES : nth * LINES;
+
+	map_phase(container, same_page(8), AT, 8 * PAGE, 8, 8 * LINES);
+	must_put(UNMAPS_LEFT, "%d", nth);
+	phase("8 runs are unmapped, number %d only when it is tried again", nth);
+	if (must(container_unmap(container, AT, 8 * PAGE)) != 8 * PAGE)
+		fail("not all of it was unmapped");
+	expect_clflushes(8 * LINES, 8 * LINES);
+	expect_event(UNMAPPED, 0, last);
+	expect_event(SYNCED, 0, last);
+	expect_event(UNPINNED, LINES, 8 * LINES);
+	phase_end();
+	if (get_number(UNMAPS_LEFT) != -1)
+		fail("it was not tried so often");
+}
+
+static void unmap_tried_again(void)
+{
+	int container = attach_phase(group_of(NONCOHERENT), false);
+	long before = pins();
+
+	unmap_fails_once(container, 0);
+	unmap_fails_once(container, 3);
+	unmap_fails_once(container, 7);
+	map_phase(container, huge_pages(1), HUGE_PAGE, HUGE_PAGE, 1, HUGE_LINES);
+	must_put(UNMAPS_LEFT, "0");
+	unmap_phase(container, HUGE_PAGE, HUGE_PAGE, 1, HUGE_LINES);
+	if (pins() != before)
+		fail("%ld pages are still pinned", pins() - before);
 }
 
 /* ---- who is killed ------------------------------------------------------- */
@@ -247,6 +287,74 @@ static void killed_half_way(void)
 	kill_mapper(HUGE_PAGES * HUGE_PAGE, 100, 101, 201);
 }
 
+static int joiner_group, joiner_container;
+
+static void needs_nothing(void)
+{
+}
+
+static void join(void)
+{
+	group_join(joiner_group, joiner_container);
+}
+
+/*
+ * A process that makes a group join a container with two chunks of 2 MiB is killed while one
+ * is flushed: that is not mapped.  If @unwound, the one before it may be in another run, which
+ * was mapped for the group alone, and is flushed again.
+ */
+static void kill_joiner(int container, int skip, bool unwound)
+{
+	long tests = 2 * TEST_PAGES * LINES, chunks = skip + 1, before = pins();
+	bool held;
+	pid_t pid;
+
+	joiner_container = container;
+	joiner_group = group_of(NONCOHERENT);
+	pid = fork_flusher(needs_nothing, join);
+	hold_flusher(skip);
+	phase("a process that lets a group join is killed during chunk %d", skip + 1);
+	held = kill_flusher(pid);
+	expect_clflushes(tests + chunks * HUGE_LINES,
+			 tests + (chunks + (unwound ? skip : 0)) * HUGE_LINES);
+	phase_end();
+	unload("hold");
+	if (!held)
+		fail("so much was not flushed");
+	if (pins() != before)
+		fail("%ld pages are still pinned", pins() - before);
+	join_phase(joiner_group, container, 2 * HUGE_LINES, true);
+	leave_phase(joiner_group, unwound ? 2 * HUGE_LINES : 0);
+	close(joiner_group);
+	if (pins() != before)
+		fail("%ld pages are pinned for a group that left", pins() - before);
+}
+
+/* Memory for emulated devices is pinned to be mapped, and not any more then. */
+static void killed_in_replay(void)
+{
+	int container = attach_phase(group_of(new_device("emulated")), true);
+
+	must(container_map(container, huge_pages(2), HUGE_PAGE, 2 * HUGE_PAGE));
+	kill_joiner(container, 0, true);
+	kill_joiner(container, 1, true);
+}
+
+/* It stays mapped and pinned for the coherent group, until that unmaps it. */
+static void killed_in_replay_of_mapped(void)
+{
+	int container = attach_phase(group_of(COHERENT), true);
+
+	map_phase(container, huge_pages(2), HUGE_PAGE, 2 * HUGE_PAGE, 1, 0);
+	kill_joiner(container, 0, false);
+	kill_joiner(container, 1, false);
+	phase("what was flushed for a group that was to join is unmapped");
+	must(container_unmap(container, HUGE_PAGE, 2 * HUGE_PAGE));
+	expect_clflushes(2 * HUGE_LINES, 2 * HUGE_LINES);
+	expect_event(SYNCED, 0, 0);
+	phase_end();
+}
+
 static int doomed_pages;
 
 static void map_and_wait(void)
@@ -286,8 +394,11 @@ const struct scenario kill_scenarios[] = {
 	{ "no room in the domain", no_room },
 	{ "no room in the second domain", no_room_to_join },
 	{ "no room for emulated devices' memory", no_room_for_emulated },
+	{ "unmapping has to be tried again", unmap_tried_again },
 	{ "killed at once", killed_at_once },
 	{ "killed half way through 1 GiB", killed_half_way },
+	{ "killed while a group joins emulated ones", killed_in_replay },
+	{ "killed while a group joins a coherent one", killed_in_replay_of_mapped },
 	{ "killed with 1 GiB mapped", killed_with_mappings },
 };
 

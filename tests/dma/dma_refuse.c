@@ -230,6 +230,19 @@ int refusals_logged(int log, int device)
 	return count;
 }
 
+/* The scenarios before may have used up what there may be in five seconds. */
+static int refuse_until_logged(int container, int log, int device)
+{
+	int tries, lines = 0;
+
+	for (tries = 0; !lines && tries < 30; tries++) {
+		sleep_ms(500);
+		must_be_refused(container_set_iommu(container), "VFIO_SET_IOMMU");
+		lines = refusals_logged(log, device);
+	}
+	return lines;
+}
+
 #define TRIES	200
 
 static void messages(void)
@@ -239,12 +252,7 @@ static void messages(void)
 
 	must(group_join(group, container));
 	may("refuse");
-	/* The scenarios before may have used up what there may be in five seconds. */
-	for (tries = lines = 0; !lines && tries < 30; tries++) {
-		sleep_ms(500);
-		must_be_refused(container_set_iommu(container), "VFIO_SET_IOMMU");
-		lines = refusals_logged(log, NONCOHERENT);
-	}
+	lines = refuse_until_logged(container, log, NONCOHERENT);
 	if (lines != 1)
 		fail("%d lines name the device, not one", lines);
 	for (tries = 0; tries < TRIES; tries++)
@@ -252,6 +260,24 @@ static void messages(void)
 	lines = refusals_logged(log, NONCOHERENT);
 	if (lines > TRIES / 2)
 		fail("%d refusals have %d lines", TRIES, lines);
+}
+
+/* The first of its devices has no driver: what is meant is the second one. */
+static void message_of_a_group(void)
+{
+	int first = new_device("noncoherent"), container = must(open_container());
+	int log_1 = open_log(), log_2 = open_log(), log_3 = open_log(), lines, others;
+
+	must_put(TESTDEV "create", "2 noncoherent %d", first);
+	must(unbind_testdev(first));
+	must(group_join(group_of(first + 1), container));
+	may("refuse");
+	lines = refuse_until_logged(container, log_2, first + 1);
+	if (lines != 1)
+		fail("%d lines name the first device that has a driver, not one", lines);
+	others = refusals_logged(log_1, first) + refusals_logged(log_3, first + 2);
+	if (others)
+		fail("%d lines name another one of the group", others);
 }
 
 void allowed_again(void)
@@ -272,6 +298,8 @@ const struct scenario refuse_scenarios[] = {
 	{ "allow after a VM", allowed_again },
 	{ "refuse: one line names the device", messages },
 	{ "allow after messages", allowed_again },
+	{ "refuse: one line names the device of a group", message_of_a_group },
+	{ "allow after a group's message", allowed_again },
 };
 
 const int refuse_count = ARRAY_SIZE(refuse_scenarios);

@@ -381,6 +381,9 @@ int main(int argc, char **argv)
 	if (iommufd) {
 		must_put("/sys/module/iommufd/parameters/allow_unsafe_interrupts", "1");
 		add(iommufd_scenarios, iommufd_count);
+		/* Linux 6.12 maps no files. */
+		if (!kernel_before(7, 3))
+			add(file_scenarios, file_count);
 		add(noiommu_scenarios, noiommu_count);
 	} else if (!strcmp(what, "memory")) {
 		make_dax();
