@@ -7,7 +7,8 @@ version is the newest that the archive has, if it can be asked.  For a suite tha
 only the source is fetched: that is all that a set is made from.
 
 The version is 1.0~gitDATE.HASH of the commit; what is not committed makes it HASH.changed.  The same
-commit on the same kernels gives the same bytes.
+commit on the same kernels gives the same bytes on one release of Debian; debhelper decides where
+the unit of systemd goes, which differs.
 """
 
 import email.utils

@@ -160,6 +160,13 @@ ask_budget() {
 	run budget-undo
 	cat "$parameter" >>"$out/budget-undo"
 	shows budget-undo "no_budget" only "^0\$"
+	parameter=/sys/module/vfio/parameters/noncoherent
+	run refuse
+	cat "$parameter" >>"$out/refuse"
+	shows refuse "refused" only "^refuse\$"
+	run refuse-undo
+	cat "$parameter" >>"$out/refuse-undo"
+	shows refuse-undo "allowed" only "^allow\$"
 }
 
 # Of kvm_stat's log: names, then every second a date, a time and the growth of each
