@@ -76,8 +76,8 @@ struct vfio_external_user_ops {
  *	a file's users takes the least.
  * @kvm: the VM the file is used for; set by the owner before get()
  * @ops: the callbacks; set by the owner before get()
- * @id: not 0, the same for all users of the VM, and never that of another VM, even
- *	one that comes later; set by the owner before get()
+ * @id: not 0, the same for all users of a VM's KVM-VFIO device, and never that of
+ *	another one, even one that comes later; set by the owner before get()
  * @file: the VFIO file, with the reference that get() was given.  From del() on it is
  *	the owner's to drop.
  * @slot: private to VFIO: where the file's users are registered

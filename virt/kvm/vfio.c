@@ -55,6 +55,7 @@
 /**
  * struct kvm_vfio - the device of one VM
  * @kvm: the VM, which outlives the device
+ * @id: what VFIO knows the device by: unlike @kvm it never comes again
  * @creator: the thread that created the VM, referenced; NULL if it had ended by
  *	the time the device was created
  * @files_lock: protects @files and @vfio and serialises all that user space does
