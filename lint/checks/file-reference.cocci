@@ -4,16 +4,25 @@
 // look in: own
 virtual report
 
+// An ADD that succeeds has passed it on.
+@passed@
+expression file, ret;
+position q;
+@@
+ ret = kvm_vfio_add(..., file);
+ if (!ret)
+ 	return@q 0;
+
 @leak exists@
 expression file, fd;
 statement S;
-position p;
+position p, q != passed.q;
 @@
  file = fget@p(fd);
  if (!file) S
  ... when != fput(file)
      when any
- return ...;
+ return@q ...;
 
 @script:python depends on report@
 p << leak.p;

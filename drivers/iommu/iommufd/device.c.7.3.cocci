@@ -4,7 +4,6 @@
 // expect: replace 1
 
 @ask@
-typedef bool;
 @@
 +/**
 + * iommufd_device_ask_noncoherent - Ask before DMA of a device can be non-coherent
@@ -26,22 +25,17 @@ typedef bool;
 +}
 +EXPORT_SYMBOL_NS_GPL(iommufd_device_ask_noncoherent, "IOMMUFD");
 +
-+static bool iommufd_device_is_coherent(struct iommufd_device *idev,
-+				       struct iommufd_hw_pagetable *hwpt)
-+{
-+	return iommufd_hwpt_enforces_cc(hwpt) && !READ_ONCE(idev->igroup->noncoherent_devices);
-+}
-+
 +/* @old is what @hwpt replaces: where that is not coherent, it does not begin now. */
 +static int iommufd_device_permit_noncoherent(struct iommufd_device *idev,
 +					     struct iommufd_hw_pagetable *hwpt,
 +					     struct iommufd_hw_pagetable *old)
 +{
 +	iommufd_permit_fn permit = READ_ONCE(idev->igroup->permit_noncoherent);
++	bool coherent = !READ_ONCE(idev->igroup->noncoherent_devices);
 +
-+	if (!permit || iommufd_device_is_coherent(idev, hwpt))
++	if (!permit || (coherent && iommufd_hwpt_enforces_cc(hwpt)))
 +		return 0;
-+	if (old && !iommufd_device_is_coherent(idev, old))
++	if (old && !(coherent && iommufd_hwpt_enforces_cc(old)))
 +		return 0;
 +	return permit(idev->dev, false);
 +}
