@@ -234,6 +234,16 @@ bool kill_flusher(pid_t pid)
 	return held;
 }
 
+/* Who was held while it flushed and has been killed, with what it had pinned */
+static void must_be_gone(bool held, long pins_before)
+{
+	unload("hold");
+	if (!held)
+		fail("so much was not flushed");
+	if (pins() != pins_before)
+		fail("%ld pages are still pinned", pins() - pins_before);
+}
+
 static int mapper_container;
 static size_t mapper_size;
 static char *mapper_memory;
@@ -264,11 +274,7 @@ static void kill_mapper(size_t size, int skip, long chunks, long most)
 	held = kill_flusher(pid);
 	expect_clflushes(chunks * HUGE_LINES, most * HUGE_LINES);
 	phase_end();
-	unload("hold");
-	if (!held)
-		fail("so much was not flushed");
-	if (pins() != before)
-		fail("%ld pages are still pinned", pins() - before);
+	must_be_gone(held, before);
 	if (free_huge_pages() != pages)
 		fail("%ld huge pages are still in use", pages - free_huge_pages());
 	/* The container is ours, and nothing is left in it. */
@@ -318,11 +324,7 @@ static void kill_joiner(int container, int skip, bool unwound)
 	expect_clflushes(tests + chunks * HUGE_LINES,
 			 tests + (chunks + (unwound ? skip : 0)) * HUGE_LINES);
 	phase_end();
-	unload("hold");
-	if (!held)
-		fail("so much was not flushed");
-	if (pins() != before)
-		fail("%ld pages are still pinned", pins() - before);
+	must_be_gone(held, before);
 	join_phase(joiner_group, container, 2 * HUGE_LINES, true);
 	leave_phase(joiner_group, unwound ? 2 * HUGE_LINES : 0);
 	close(joiner_group);

@@ -376,6 +376,22 @@ static void first_wbinvd_reaches_all(struct vcpu *v, int cpu, const char *which)
 	phase_executed(v, cpu, which);
 }
 
+/* A VM whose vCPU has skipped a WBINVD on @cpu, and which tracks the attached group then */
+static struct vcpu *next_vm(struct vm *vm, int group, int cpu)
+{
+	struct vcpu *v;
+
+	vm_create(vm);
+	device_create(vm);
+	v = vcpu_create(vm, cpu);
+	phase_skipped(v, cpu, "the next VM tracks nothing yet");
+	phase("ADD by the next VM pays what that VM owes, on CPU %d", cpu);
+	file_add(vm, group);
+	expect_flush(cpu);
+	phase_end();
+	return v;
+}
+
 /* A monitor replaces itself: the guest stops in one VM and goes on in another one. */
 static void handed_over(void)
 {
@@ -384,15 +400,7 @@ static void handed_over(void)
 	int group = group_open(0);
 
 	v = noncoherent_vm(&old, group, 1);
-	vm_create(&new);
-	device_create(&new);
-	w = vcpu_create(&new, 2);
-	phase_skipped(w, 2, "the new VM tracks nothing yet");
-
-	phase("ADD by the new VM pays what that VM owes, on CPU 2");
-	file_add(&new, group);
-	expect_flush(2);
-	phase_end();
+	w = next_vm(&new, group, 2);
 
 	phase("the guest goes on in the old VM, on CPU 3, and is stopped: no flush");
 	vcpu_run_on(v, 3);
@@ -421,14 +429,7 @@ static void handed_over_later(void)
 	old.dev = -1;
 	phase_end();
 
-	vm_create(&new);
-	device_create(&new);
-	w = vcpu_create(&new, 2);
-	phase_skipped(w, 2, "the new VM tracks nothing yet");
-	phase("ADD by the new VM pays what that VM owes, on CPU 2");
-	file_add(&new, group);
-	expect_flush(2);
-	phase_end();
+	w = next_vm(&new, group, 2);
 	first_wbinvd_reaches_all(w, 2, "the new VM's vCPU");
 
 	phase("the new VM lets go, and tracks it again: what it owes is on CPU 2");
@@ -441,14 +442,8 @@ static void handed_over_later(void)
 	file_del(&new, group);
 	must(group_leave(group));
 	group_attach(group);
-	vm_create(&last);
-	device_create(&last);
-	x = vcpu_create(&last, 1);
-	phase_skipped(x, 1, "another VM tracks nothing yet");
-	phase("it was detached meanwhile: that VM owes for CPU 1 alone");
-	file_add(&last, group);
-	expect_flush(1);
-	phase_end();
+	/* It was detached meanwhile. */
+	x = next_vm(&last, group, 1);
 	phase_executed(x, 1, "of a VM that inherits nothing");
 }
 
