@@ -53,7 +53,7 @@ identifier container, group;
  ...
  }
 
-// Nobody can map memory for DMA before iommu_driver is set, so it is set when the
+// Nobody can open a device before iommu_driver is set, so it is set when the
 // groups' users know.  That is not under iommu_drivers_lock, which is everybody's.
 @iommu_kept@
 identifier container, driver;

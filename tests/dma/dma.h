@@ -2,7 +2,8 @@
 /*
  * What the scenarios of dma_test share: dma_kit.c has this, dma_test.c the scenarios of
  * mappings, dma_kill.c those in which they fail or their owner is killed, dma_refuse.c
- * those of vfio.noncoherent=refuse, dma_iommufd.c those of iommufd.
+ * those of vfio.noncoherent=refuse, dma_iommufd.c those of iommufd, dma_calls.c those of calls
+ * that end after the last group has left.
  */
 #ifndef LAB_DMA_H
 #define LAB_DMA_H
@@ -85,8 +86,8 @@ void end_flusher(void);
 bool kill_flusher(pid_t pid);
 
 extern const struct scenario kill_scenarios[], refuse_scenarios[], noiommu_scenarios[],
-	iommufd_scenarios[], file_scenarios[];
-extern const int kill_count, refuse_count, noiommu_count, iommufd_count, file_count;
+	iommufd_scenarios[], file_scenarios[], call_scenarios[];
+extern const int kill_count, refuse_count, noiommu_count, iommufd_count, file_count, call_count;
 
 /* ---- vfio.noncoherent ---------------------------------------------------- */
 

@@ -365,7 +365,7 @@ static void load_marks(bool iommufd)
 	     "vfio_testdev:testdev_iotlb_sync,unpin_user_page_range_dirty_lock");
 }
 
-/* dma_test [memory|iommufd] */
+/* dma_test [memory|iommufd|calls] */
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
@@ -374,6 +374,8 @@ int main(int argc, char **argv)
 	/* The emulator calls back for each of a GiB's lines. */
 	patience = 4;
 	load_testdev("coherent=2 noncoherent=2");
+	if (!strcmp(what, "calls"))
+		return run_scenarios(call_scenarios, call_count, NULL);
 	must_put("/proc/sys/vm/nr_hugepages", "%d", HUGE_PAGES);
 	if (free_huge_pages() != HUGE_PAGES)
 		fail("no %d huge pages: too little memory", HUGE_PAGES);
