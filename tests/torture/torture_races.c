@@ -38,6 +38,7 @@ static struct race {
 	volatile long done;
 	atomic_long attached, by_pasid;	/* devices' own files */
 	atomic_long blocked;		/* vCPUs that waited for a page */
+	atomic_long mapped;		/* memory for DMA */
 	atomic_bool failed;
 	long compared, seen[2];		/* VMs, coherent and non-coherent ones */
 	long changes;			/* of what VMs are */
@@ -102,6 +103,11 @@ static void allow(const char *what, int ret, const int *errors)
 
 #define ALLOW(what, ret, ...)						\
 	allow(what, ret, (const int[]){ __VA_ARGS__ __VA_OPT__(,) 0 })
+
+/* /dev/kvm and vCPUs, whose descriptor a device's may have become, have attributes of their own. */
+#define NO_DEV		-ENXIO
+/* The stock device has nothing to read. */
+#define READ_ERRORS	-EPERM, NO_DEV
 
 /* Puts FD there, and closes what was. */
 static void put_fd(atomic_int *place, int fd)
@@ -169,9 +175,9 @@ static void race_track(uint64_t *state)
 		fd = copy = sent_copy(fd, any(state, 4));
 	}
 	if (any(state, 3))
-		ALLOW("ADD", call(kvm_vfio_add(device, fd)), -EEXIST);
+		ALLOW("ADD", call(kvm_vfio_add(device, fd)), -EEXIST, NO_DEV);
 	else
-		ALLOW("DEL", call(kvm_vfio_del(device, fd)), -ENOENT);
+		ALLOW("DEL", call(kvm_vfio_del(device, fd)), -ENOENT, NO_DEV);
 	close_fd(&copy);
 }
 
@@ -224,15 +230,10 @@ static void forget_group(int g)
 	int i;
 
 	for (i = 0; i < RACE_VMS + RACE_LIVES; i++)
-		ALLOW("DEL", call(kvm_vfio_del(shared.device[i], shared.group[g])), -ENOENT);
+		ALLOW("DEL", call(kvm_vfio_del(shared.device[i], shared.group[g])), -ENOENT,
+		      NO_DEV);
 	put_fd(&shared.group[g], -1);
 }
-
-/*
- * The stock device has nothing to read, and /dev/kvm and vCPUs, whose descriptor it may have
- * become, have attributes of their own.
- */
-#define READ_ERRORS	-EPERM, -ENXIO
 
 /* Its flag and the number of its non-coherent files change together. */
 static void read_vm(int device)
@@ -265,11 +266,11 @@ static void race_attached(uint64_t *state)
 		return;
 	}
 	set_iommu(container);
-	ALLOW("ADD", call(kvm_vfio_add(device, shared.group[g])), -EEXIST);
+	ALLOW("ADD", call(kvm_vfio_add(device, shared.group[g])), -EEXIST, NO_DEV);
 	for (times = any(state, 16); times > 0; times--) {
 		if (!any(state, 4)) {
-			ALLOW("DEL", call(kvm_vfio_del(device, shared.group[g])), -ENOENT);
-			ALLOW("ADD", call(kvm_vfio_add(device, shared.group[g])), -EEXIST);
+			ALLOW("DEL", call(kvm_vfio_del(device, shared.group[g])), -ENOENT, NO_DEV);
+			ALLOW("ADD", call(kvm_vfio_add(device, shared.group[g])), -EEXIST, NO_DEV);
 		} else {
 			leave(shared.group[g]);
 			join(shared.group[g], container);
@@ -296,6 +297,44 @@ static void race_container(uint64_t *state)
 		break;
 	default:
 		set_iommu(container);
+	}
+}
+
+/* Pages that are mapped for DMA, and their addresses, which differ from those of the guests */
+#define RACE_PAGES	4
+#define RACE_IOVA	0x40000000ull
+
+static char race_memory[RACE_PAGES * 4096] __attribute__((aligned(4096)));
+
+/* What is mapped goes with the last group of the container, who may leave meanwhile. */
+static void race_map(uint64_t *state)
+{
+	struct vfio_iommu_type1_info info = { .argsz = sizeof(info) };
+	int container = shared.container[any(state, RACE_CONTAINERS)];
+	int page = any(state, RACE_PAGES), n = any(state, RACE_PAGES - page) + 1;
+	uint64_t iova = RACE_IOVA + page * 4096;
+
+	/* There they may use what has been freed. */
+	if (stock)
+		return;
+	/* By now it may be that of a device or an iommufd, whose calls have these numbers. */
+	switch (any(state, 8)) {
+	case 0:
+		ALLOW("VFIO_IOMMU_GET_INFO", call(ioctl(container, VFIO_IOMMU_GET_INFO, &info)),
+		      -ENODEV);
+		break;
+	case 1:
+		ALLOW("VFIO_IOMMU_UNMAP_DMA of all", call(container_unmap_all(container)), -ENODEV,
+		      -ENOENT);
+		break;
+	case 2 ... 3:
+		ALLOW("VFIO_IOMMU_UNMAP_DMA", call(container_unmap(container, iova, n * 4096)),
+		      -ENODEV, -ENOENT);
+		break;
+	default:
+		page = call(container_map(container, race_memory + page * 4096, iova, n * 4096));
+		ALLOW("VFIO_IOMMU_MAP_DMA", page, -EEXIST, -EINTR, -ENODEV);
+		race->mapped += !page;
 	}
 }
 
@@ -358,7 +397,7 @@ static void race_cdev(uint64_t *state)
 		if (!ret)
 			attach_cdev(fd, state);
 		if (!ret && any(state, 2))
-			ALLOW("ADD", call(kvm_vfio_add(any_device(state), fd)), -EEXIST);
+			ALLOW("ADD", call(kvm_vfio_add(any_device(state), fd)), -EEXIST, NO_DEV);
 	}
 	put_fd(&shared.cdev[place], fd < 0 ? -1 : fd);
 }
@@ -463,7 +502,7 @@ static void live(uint64_t *state)
 	ALLOW("KVM_CREATE_DEVICE", device);
 	put_fd(place, device);
 	for (i = 0; i < 3; i++)
-		ALLOW("ADD", call(kvm_vfio_add(device, any_file(state))), -EEXIST);
+		ALLOW("ADD", call(kvm_vfio_add(device, any_file(state))), -EEXIST, NO_DEV);
 	if (runs) {
 		memory = make_memory(vm);
 		vcpu = make_vcpu(vm, 0, &run, &run_size);
@@ -784,7 +823,7 @@ static void *race_thread(void *arg)
 		race_device, race_life, race_cdev, race_cdev, race_attach, race_attach,
 		race_attached, race_attached, race_attached, race_attached, race_memslot,
 		race_fork, race_cpu, race_unload, race_cdev, race_cdev, race_attach,
-		race_block, race_signal, race_bad,
+		race_block, race_signal, race_bad, race_map, race_map, race_map,
 	};
 	long number = (long)arg;
 	uint64_t state = options.seed * 1000003ULL + number;
@@ -984,11 +1023,13 @@ void test_races(void)
 		fail("nothing was ever attached by iommufd");
 	if (has_pasids && race->done > 2000 && !race->by_pasid)
 		fail("nothing was ever attached by a PASID");
+	if (!stock && race->done > 2000 && !race->mapped)
+		fail("no memory was ever mapped");
 	if (has_uffd && race->done > 2000 && !race->blocked)
 		fail("no vCPU was ever blocked");
 	if (!stock && !race->compared)
 		fail("the threads were never compared");
-	printf("# %ld calls by %d threads, %ld of them attached by iommufd, %ld by a PASID, %ld blocked a vCPU; VMs have changed %ld times, and were in %ld stops coherent %ld times, non-coherent %ld times\n",
+	printf("# %ld calls by %d threads, %ld of them attached by iommufd, %ld by a PASID, %ld blocked a vCPU, %ld mapped memory; VMs have changed %ld times, and were in %ld stops coherent %ld times, non-coherent %ld times\n",
 	       race->done, THREADS + 1, race->attached, race->by_pasid, race->blocked,
-	       race->changes, race->compared, race->seen[0], race->seen[1]);
+	       race->mapped, race->changes, race->compared, race->seen[0], race->seen[1]);
 }
