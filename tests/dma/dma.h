@@ -45,11 +45,7 @@ char *huge_pages(int n);
 /* Some page of a PCI device's registers */
 char *mmio_page(void *at);
 
-/* Pins of user space's pages that are there now, in the whole host */
-long pins(void);
 long free_huge_pages(void);
-/* What this process has locked, kB */
-long locked_kb(void);
 
 /*
  * Of flushed.ko: forget what was flushed, and see that since then all of the @n pages of

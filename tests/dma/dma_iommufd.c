@@ -40,20 +40,6 @@ static uint32_t must_attach(int file, uint32_t ioas)
 	return ioas;
 }
 
-static int ioas_map(int iommufd, uint32_t ioas, void *memory, uint64_t iova, size_t size)
-{
-	struct ioas_map request = {
-		.size = sizeof(request),
-		.flags = 7,
-		.ioas_id = ioas,
-		.user_va = (uintptr_t)memory,
-		.length = size,
-		.iova = iova,
-	};
-
-	return ioctl(iommufd, IOMMU_IOAS_MAP, &request);
-}
-
 static int ioas_copy(int iommufd, uint32_t to, uint32_t from, uint64_t iova, size_t size)
 {
 	struct ioas_copy request = {
@@ -94,18 +80,6 @@ static int ioas_map_file(int iommufd, uint32_t ioas, int fd, uint64_t iova, size
 	};
 
 	return ioctl(iommufd, IOMMU_IOAS_MAP_FILE_NR, &request);
-}
-
-static int ioas_unmap(int iommufd, uint32_t ioas, uint64_t iova, size_t size)
-{
-	struct ioas_unmap request = {
-		.size = sizeof(request),
-		.ioas_id = ioas,
-		.iova = iova,
-		.length = size,
-	};
-
-	return ioctl(iommufd, IOMMU_IOAS_UNMAP, &request);
 }
 
 /* ---- phases -------------------------------------------------------------- */

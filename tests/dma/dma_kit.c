@@ -156,37 +156,9 @@ char *mmio_page(void *at)
 	return page;
 }
 
-/* The number behind NAME in a file of /proc */
-static long number_in(const char *path, const char *name)
-{
-	static char text[65536];
-	char *line;
-	int ret = get_text(path, text, sizeof(text));
-
-	if (ret)
-		fail("%s: %s", path, strerror(-ret));
-	line = strstr(text, name);
-	if (!line)
-		fail("%s has no %s", path, name);
-	return atol(line + strlen(name));
-}
-
-long pins(void)
-{
-	/* Each CPU counts for itself until then. */
-	must_put("/proc/sys/vm/stat_refresh", "1");
-	return number_in("/proc/vmstat", "nr_foll_pin_acquired ") -
-	       number_in("/proc/vmstat", "nr_foll_pin_released ");
-}
-
 long free_huge_pages(void)
 {
 	return number_in("/proc/meminfo", "HugePages_Free:");
-}
-
-long locked_kb(void)
-{
-	return number_in("/proc/self/status", "VmLck:");
 }
 
 /* ---- what was flushed ---------------------------------------------------- */

@@ -29,6 +29,14 @@ int get_text(const char *path, char *text, size_t size);
 /* The number in PATH, or -errno */
 long long get_number(const char *path);
 
+/* The number behind NAME in a file of /proc; fails */
+long number_in(const char *path, const char *name);
+
+/* Pins of user space's pages that are there now, in the whole host */
+long pins(void);
+/* What this process has locked, kB */
+long locked_kb(void);
+
 void close_fd(int *fd);
 
 /* The kernel's function in which a thread of this process sleeps. 0 or -errno. */

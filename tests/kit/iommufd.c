@@ -22,6 +22,32 @@ uint32_t new_ioas(int iommufd)
 	return request.out_ioas_id;
 }
 
+int ioas_map(int iommufd, uint32_t ioas, void *memory, uint64_t iova, size_t size)
+{
+	struct ioas_map request = {
+		.size = sizeof(request),
+		.flags = 7,
+		.ioas_id = ioas,
+		.user_va = (uintptr_t)memory,
+		.length = size,
+		.iova = iova,
+	};
+
+	return ioctl(iommufd, IOMMU_IOAS_MAP, &request);
+}
+
+int ioas_unmap(int iommufd, uint32_t ioas, uint64_t iova, size_t size)
+{
+	struct ioas_unmap request = {
+		.size = sizeof(request),
+		.ioas_id = ioas,
+		.iova = iova,
+		.length = size,
+	};
+
+	return ioctl(iommufd, IOMMU_IOAS_UNMAP, &request);
+}
+
 int device_file(int id)
 {
 	char path[400];

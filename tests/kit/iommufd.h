@@ -21,6 +21,10 @@ uint32_t new_ioas(int iommufd);
 /* The file of a device of vfio_testdev.ko */
 int device_file(int id);
 
+/* For reading and writing, at this address */
+int ioas_map(int iommufd, uint32_t ioas, void *memory, uint64_t iova, size_t size);
+int ioas_unmap(int iommufd, uint32_t ioas, uint64_t iova, size_t size);
+
 int device_file_bind(int file, int iommufd);
 /* To a page table, or to one of an IOAS; @pt is what it is attached to then */
 int device_file_attach(int file, uint32_t *pt);
