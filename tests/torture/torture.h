@@ -4,7 +4,7 @@
  * the steps, for real and in the model, torture_check.c the comparison, torture_pick.c
  * chooses steps, torture_walk.c runs them in a process of their own, and makes those that
  * fail few. torture_fuzz.c makes walks out of others, torture_faults.c makes calls fail, and
- * torture_races.c does without a model.
+ * torture_places.c each of them in each place; torture_races.c does without a model.
  */
 #ifndef LAB_TORTURE_H
 #define LAB_TORTURE_H
@@ -130,6 +130,8 @@ int cdev_number(int device);
 /* A system call: -1 and errno if it fails */
 int open_cdev(int number);
 bool has_noncoherent_devices(void);
+/* The first such device; NONE: there is none */
+int device_like(bool emulated, bool coherent);
 /* As they were found: all bound, and as coherent as they were at first. */
 void restore_devices(void);
 void renew_devices(void);
@@ -296,6 +298,11 @@ void end_processes(void);
 
 void open_null(void);
 /*
+ * KVM_CREATE_DEVICE; LOWEST is the lowest descriptor that is free. Where KVM cannot copy the
+ * answer out, the device is there, and has that: it is closed.
+ */
+int create_device_at(int vm, struct kvm_create_device *request, int lowest);
+/*
  * One of the device's calls that fail or only ask, about a descriptor that is no VFIO file: what
  * it returns, and in EXPECTED what it should
  */
@@ -315,6 +322,12 @@ extern unsigned long faults_injected;
 extern int fault_kinds;		/* that were injected */
 const char *no_faults(void);
 void fault_open(void);
+/* Outside of a walk: this thread's calls can be made to fail. */
+void faults_begin(void);
+void faults_end(void);
+/* The next call in that place, 0: nowhere. Did it come there? */
+void fail_at(int nth);
+bool has_failed(void);
 void fault_begin(int kind);
 /* How a call may fail that is made to, but for ENOMEM; see CALL() */
 enum {
@@ -324,6 +337,10 @@ enum {
 	BY_NO_VFIO = 8,		/* EINVAL */
 	BY_NO_MEMORY = 16,	/* ENOMEM, always */
 };
+/* By what of HOW it may have failed that was made to; 0: not by that */
+int failed_by(int result, int how);
+/* Fails if calls have not failed in each of these ways. */
+void must_be_all_kinds(int which);
 /* It failed because it was made to, and has to be done again. */
 bool fault_again(int result, int how);
 /* A call of this step did without something that it was made not to get. */
@@ -387,11 +404,15 @@ void test_results(void);
 void test_walk(void);
 void test_faults(void);
 void test_flush_without_memory(void);
+void test_places(void);
 void test_fuzz(void);
 void test_races(void);
 void test_shorter(void);
 void test_replay(void);
 long references_to(const char *module);
+/* Of all modules that these tests are about, one for each */
+#define MODULES		8
+void get_references(long *references);
 void remember_references(void);
 /* Nobody uses anything. NULL, or what is wrong */
 const char *references_left(void);

@@ -46,7 +46,7 @@ const char *no_faults(void)
 }
 
 /* What is written is copied from user space: to take back a place that is next fails, once. */
-static void fail_at(int nth)
+void fail_at(int nth)
 {
 	char text[12];
 	int size = snprintf(text, sizeof(text), "%d", nth);
@@ -56,7 +56,7 @@ static void fail_at(int nth)
 }
 
 /* Did the last call come to its place? What is read is copied to user space, so it may be that. */
-static bool has_failed(void)
+bool has_failed(void)
 {
 	char text[12] = "";
 
@@ -74,6 +74,18 @@ void fault_open(void)
 		control = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
 }
 
+void faults_begin(void)
+{
+	faults = true;
+	fault_open();
+}
+
+void faults_end(void)
+{
+	faults = false;
+	close_fd(&control);
+}
+
 void fault_begin(int kind)
 {
 	if (!faults)
@@ -82,8 +94,7 @@ void fault_begin(int kind)
 	fail_at(place);
 }
 
-/* By what it may have failed; 0: not by that */
-static int failed_by(int result, int how)
+int failed_by(int result, int how)
 {
 	if (result == -EFAULT)
 		return how & BY_EFAULT;
@@ -92,6 +103,22 @@ static int failed_by(int result, int how)
 	if (result == -EINVAL && how & BY_NO_VFIO)
 		return BY_NO_VFIO;
 	return result == -ENOMEM ? BY_NO_MEMORY : how & BY_ANY_OTHER;
+}
+
+void must_be_all_kinds(int which)
+{
+	static const struct {
+		int kind;
+		const char *what;
+	} kinds[] = {
+		{ BY_NO_MEMORY, "memory" }, { BY_EFAULT, "a copy" }, { BY_NO_FILE, "its file" },
+		{ BY_NO_VFIO, "vfio.ko" },
+	};
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(kinds); i++)
+		if (!(which & kinds[i].kind))
+			fail("no call went without %s", kinds[i].what);
 }
 
 bool fault_again(int result, int how)
@@ -123,16 +150,6 @@ bool fault_again(int result, int how)
 
 /* ---- one place, for certain ---------------------------------------------- */
 
-static int noncoherent_group(void)
-{
-	int i;
-
-	for (i = 0; i < nr_devices; i++)
-		if (!devices[i].emulated && !devices[i].coherent_at_first)
-			return groups[devices[i].group].number;
-	return NONE;
-}
-
 /* An ADD that makes the VM non-coherent, and fails in that place or gets through: is it over? */
 static bool add_with_fault(int vm, int device, int group, int nth, int *most)
 {
@@ -159,7 +176,7 @@ static bool add_with_fault(int vm, int device, int group, int nth, int *most)
 /* Which of them are dirty cannot be noted, so it is all of them. */
 void test_flush_without_memory(void)
 {
-	int number = noncoherent_group(), vm, vcpu, container, group, device, nth = 1, most = 0;
+	int like = device_like(false, false), vm, vcpu, container, group, device, nth = 1, most = 0;
 	const char *why = no_faults();
 	struct kvm_run *run;
 	size_t size;
@@ -168,7 +185,7 @@ void test_flush_without_memory(void)
 	if (why)
 		skip("%s", why);
 	/* Where all devices are coherent nothing is ever owed. */
-	if (number == NONE)
+	if (like == NONE)
 		return;
 	restore_devices();
 	vm = create_vm();
@@ -177,17 +194,15 @@ void test_flush_without_memory(void)
 	if (!memory || vcpu < 0 || run_guest(vcpu, run, false))
 		fail("no guest");
 	container = must(open_container());
-	group = must_open_group(number);
+	group = must_open_group(groups[devices[like].group].number);
 	must(group_join(group, container));
 	must(container_set_iommu(container));
 	device = must(kvm_vfio_create(vm));
-	faults = true;
-	fault_open();
+	faults_begin();
 	while (!add_with_fault(vm, device, group, nth, &most))
 		if (++nth > 100)
 			fail("ADD fails in more than 100 places");
-	faults = false;
-	close_fd(&control);
+	faults_end();
 	if (most != CPUS)
 		fail("no ADD went without memory for the mask of CPUs, in %d places", nth);
 	munmap(run, size);

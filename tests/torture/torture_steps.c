@@ -110,11 +110,8 @@ void open_null(void)
 		null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 }
 
-/*
- * Where KVM cannot copy the answer out, the device is there, and its descriptor open: the
- * lowest one that was free. So it is on every kernel, for every type of device.
- */
-static int create_device_at(int vm, struct kvm_create_device *request, int lowest)
+/* So it is on every kernel, for every type of device. */
+int create_device_at(int vm, struct kvm_create_device *request, int lowest)
 {
 	int ret = ioctl(vm, KVM_CREATE_DEVICE, request), error = errno;
 

@@ -19,8 +19,9 @@
  * non-coherent.
  *
  * On a kernel with kcov walks that came to new places in it are kept, changed, and put
- * together to new ones. With fault injection each call of KVM's, but for those that make
- * VMs and vCPUs, and of VFIO's is made to fail in every place.
+ * together to new ones. With fault injection each call of KVM's, but for KVM_CREATE_VM, and of
+ * VFIO's is made to fail in every place; that, too, by a case of its own, with memory that is
+ * mapped for DMA.
  *
  * A walk that fails is made shorter, by leaving out steps, and printed as what --replay
  * reads, and --faults; one case does that with a model that is wrong. On the stock modules
@@ -174,6 +175,17 @@ bool has_noncoherent_devices(void)
 	return false;
 }
 
+int device_like(bool emulated, bool coherent)
+{
+	int i;
+
+	for (i = 0; i < nr_devices; i++)
+		if (devices[i].emulated == emulated &&
+		    (emulated || devices[i].coherent_at_first == coherent))
+			return i;
+	return NONE;
+}
+
 #define VFIO_PCI	"/sys/bus/pci/drivers/vfio-pci/"
 #define TESTDEV_DRIVER	"/sys/bus/platform/drivers/vfio_testdev/"
 
@@ -223,7 +235,7 @@ void restore_devices(void)
 static struct {
 	const char *module;
 	long references;
-} modules[] = {
+} modules[MODULES] = {
 	{ .module = "kvm" }, { .module = "kvm_amd" }, { .module = "vfio" },
 	{ .module = "vfio_iommu_type1" }, { .module = "vfio_pci" },
 	{ .module = "vfio_pci_core" }, { .module = "vfio_testdev" }, { .module = "iommufd" },
@@ -235,6 +247,14 @@ long references_to(const char *module)
 
 	snprintf(path, sizeof(path), "/sys/module/%s/refcnt", module);
 	return get_number(path);
+}
+
+void get_references(long *references)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(modules); i++)
+		references[i] = references_to(modules[i].module);
 }
 
 void remember_references(void)
@@ -354,6 +374,7 @@ static const struct test tests[] = {
 	{ "a walk that fails is made shorter", test_shorter },
 	{ "a random walk with faults", test_faults },
 	{ "a flush without memory reaches all CPUs", test_flush_without_memory },
+	{ "calls that fail in each place change nothing", test_places },
 	{ "walks that look for new places", test_fuzz },
 	{ "races leave nothing", test_races },
 };

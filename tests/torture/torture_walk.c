@@ -25,7 +25,11 @@
 #define MOST_REPLAYS	250
 /* Up to here all is compared after each step of a replay. */
 #define SHORT		80
-/* In so many steps calls fail in each way. */
+/*
+ * Of so many steps enough are done with faults for calls to fail in each way. In fewer there
+ * may be no ADD of a VM's first file with a VFIO file at hand, which alone asks for vfio.ko.
+ * test_places() makes calls fail in each way for certain, where the devices are the fixture's.
+ */
 #define ENOUGH		5000
 
 /* What the process of a walk and the one that watches it share */
@@ -407,15 +411,7 @@ void test_walk(void)
 
 void test_faults(void)
 {
-	static const struct {
-		int kind;
-		const char *what;
-	} kinds[] = {
-		{ BY_NO_MEMORY, "memory" }, { BY_EFAULT, "a copy" }, { BY_NO_FILE, "its file" },
-		{ BY_NO_VFIO, "vfio.ko" },
-	};
 	const char *why = no_faults();
-	size_t i;
 
 	if (why)
 		skip("%s", why);
@@ -425,9 +421,8 @@ void test_faults(void)
 	printf("# %lu calls failed because they were made to\n", walk->injected);
 	if (!walk->injected)
 		fail("no call was made to fail");
-	for (i = 0; i < ARRAY_SIZE(kinds) && options.steps >= ENOUGH; i++)
-		if (!(walk->fault_kinds & kinds[i].kind))
-			fail("no call went without %s", kinds[i].what);
+	if (options.steps >= ENOUGH)
+		must_be_all_kinds(walk->fault_kinds);
 }
 
 /* Is what is wrong noticed, and does little of the walk remain? */
