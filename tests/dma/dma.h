@@ -3,7 +3,7 @@
  * What the scenarios of dma_test share: dma_kit.c has this, dma_test.c the scenarios of
  * mappings, dma_kill.c those in which they fail or their owner is killed, dma_refuse.c
  * those of vfio.noncoherent=refuse, dma_iommufd.c those of iommufd, dma_calls.c those of calls
- * that end after the last group has left.
+ * that end after the last group has left, dma_pci.c those of PCI devices.
  */
 #ifndef LAB_DMA_H
 #define LAB_DMA_H
@@ -54,6 +54,20 @@ long free_huge_pages(void);
 void forget_flushed(void);
 void must_be_flushed(const char *memory, int n, const char *when);
 
+/* A call that flushes, from a physical address on: 0 if that is of no memory */
+struct flush {
+	uint64_t at;
+	unsigned int size;
+};
+
+/* What flushed.ko has room for */
+#define MAX_FLUSHES	8192
+
+/* The calls that there were, at most @max of them; how many it were */
+int flushes(struct flush *calls, int max);
+/* The page frames that are mapped there, as the process's page tables say */
+void page_frames(const char *memory, uint64_t *pages, int n);
+
 /* ---- containers ---------------------------------------------------------- */
 
 /* As group_attach(), in a phase: what that flushes is nothing else. */
@@ -67,6 +81,13 @@ void leave_phase(int group, long lines);
  */
 void map_phase(int container, void *memory, uint64_t iova, size_t size, int runs, long lines);
 void unmap_phase(int container, uint64_t iova, size_t size, int runs, long lines);
+
+/* ---- iommufd ------------------------------------------------------------- */
+
+/* Fails.  The last put of a file that the scenario before had may be still to come. */
+void must_bind(int file, int iommufd);
+/* From Linux 6.13 on: a file's pages, which need not be mapped by a process */
+int ioas_map_file(int iommufd, uint32_t ioas, int fd, uint64_t iova, size_t size);
 
 /* ---- who is held while it flushes ---------------------------------------- */
 
@@ -82,8 +103,9 @@ void end_flusher(void);
 bool kill_flusher(pid_t pid);
 
 extern const struct scenario kill_scenarios[], refuse_scenarios[], noiommu_scenarios[],
-	iommufd_scenarios[], file_scenarios[], call_scenarios[];
-extern const int kill_count, refuse_count, noiommu_count, iommufd_count, file_count, call_count;
+	iommufd_scenarios[], file_scenarios[], call_scenarios[], pci_scenarios[];
+extern const int kill_count, refuse_count, noiommu_count, iommufd_count, file_count, call_count,
+	pci_count;
 
 /* ---- vfio.noncoherent ---------------------------------------------------- */
 

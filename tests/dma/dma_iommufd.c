@@ -17,14 +17,20 @@
 
 /* ---- devices' files, and page tables ------------------------------------- */
 
-/* The last put of a file that the scenario before had may be still to come. */
-static int bind(int device, int iommufd)
+void must_bind(int file, int iommufd)
 {
-	int file = device_file(device), tries, ret;
+	int tries, ret;
 
 	for (tries = 0; (ret = device_file_bind(file, iommufd)) && tries < 500; tries++)
 		sleep_ms(10);
 	must(ret);
+}
+
+static int bind(int device, int iommufd)
+{
+	int file = device_file(device);
+
+	must_bind(file, iommufd);
 	return file;
 }
 
@@ -55,7 +61,6 @@ static int ioas_copy(int iommufd, uint32_t to, uint32_t from, uint64_t iova, siz
 	return ioctl(iommufd, IOMMU_IOAS_COPY, &request);
 }
 
-/* From Linux 6.13 on: a file's pages, which need not be mapped by a process */
 #define IOMMU_IOAS_MAP_FILE_NR	_IO(IOMMUFD_TYPE, 0x8f)
 
 struct ioas_map_file {
@@ -68,7 +73,7 @@ struct ioas_map_file {
 	uint64_t iova;
 };
 
-static int ioas_map_file(int iommufd, uint32_t ioas, int fd, uint64_t iova, size_t size)
+int ioas_map_file(int iommufd, uint32_t ioas, int fd, uint64_t iova, size_t size)
 {
 	struct ioas_map_file request = {
 		.size = sizeof(request),

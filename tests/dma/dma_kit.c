@@ -74,8 +74,7 @@ char *other_pages(int n)
 #define PAGEMAP_PFN	((1ull << 55) - 1)
 #define PAGEMAP_PRESENT	(1ull << 63)
 
-/* Those that are mapped there, as the process's page tables say */
-static void page_frames(const char *memory, uint64_t *pages, int n)
+void page_frames(const char *memory, uint64_t *pages, int n)
 {
 	int fd = must(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)), i;
 	ssize_t size = n * sizeof(*pages);
@@ -177,8 +176,7 @@ void forget_flushed(void)
 	must_put(FLUSHED, "\n");
 }
 
-/* The pages that the kernel says it has flushed, at most @max, sorted; how many it were */
-static int flushed_pages(uint64_t *pages, int max)
+int flushes(struct flush *calls, int max)
 {
 	FILE *file = fopen(FLUSHED, "r");
 	unsigned long long at;
@@ -191,13 +189,30 @@ static int flushed_pages(uint64_t *pages, int max)
 	while (fgets(line, sizeof(line), file)) {
 		if (sscanf(line, "%llx %u", &at, &size) != 2)
 			fail("what was flushed is not known: %s", line);
-		if (at % PAGE || size % PAGE)
-			fail("%u bytes at %llx are flushed, which are no pages", size, at);
-		for (; size; size -= PAGE, at += PAGE)
-			if (n++ < max)
-				pages[n - 1] = at / PAGE;
+		if (n++ < max)
+			calls[n - 1] = (struct flush){ at, size };
 	}
 	fclose(file);
+	return n;
+}
+
+/* The pages that the kernel says it has flushed, at most @max, sorted; how many it were */
+static int flushed_pages(uint64_t *pages, int max)
+{
+	static struct flush calls[MAX_FLUSHES];
+	int count = flushes(calls, MAX_FLUSHES), n = 0, i;
+	unsigned int done;
+
+	if (count > MAX_FLUSHES)
+		fail("there are %d calls that flush", count);
+	for (i = 0; i < count; i++) {
+		if (calls[i].at % PAGE || calls[i].size % PAGE)
+			fail("%u bytes at %llx are flushed, which are no pages", calls[i].size,
+			     (unsigned long long)calls[i].at);
+		for (done = 0; done < calls[i].size; done += PAGE)
+			if (n++ < max)
+				pages[n - 1] = (calls[i].at + done) / PAGE;
+	}
 	if (n <= max)
 		qsort(pages, n, sizeof(*pages), compare);
 	return n;

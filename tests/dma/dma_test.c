@@ -365,7 +365,14 @@ static void load_marks(bool iommufd)
 	     "vfio_testdev:testdev_iotlb_sync,unpin_user_page_range_dirty_lock");
 }
 
-/* dma_test [memory|iommufd|calls] */
+/* The lab's edu devices, behind VT-d */
+static int pci_main(void)
+{
+	load("flushed.ko", "");
+	return run_scenarios(pci_scenarios, pci_count, NULL);
+}
+
+/* dma_test [memory|iommufd|calls|pci] */
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
@@ -373,6 +380,8 @@ int main(int argc, char **argv)
 
 	/* The emulator calls back for each of a GiB's lines. */
 	patience = 4;
+	if (!strcmp(what, "pci"))
+		return pci_main();
 	load_testdev("coherent=2 noncoherent=2");
 	if (!strcmp(what, "calls"))
 		return run_scenarios(call_scenarios, call_count, NULL);

@@ -48,14 +48,15 @@ int ioas_unmap(int iommufd, uint32_t ioas, uint64_t iova, size_t size)
 	return ioctl(iommufd, IOMMU_IOAS_UNMAP, &request);
 }
 
-int device_file(int id)
+/* Of the device with this folder in sysfs */
+static int open_device_file(const char *device)
 {
 	char path[400];
 	struct dirent *entry;
 	int fd = -1;
 	DIR *folder;
 
-	snprintf(path, sizeof(path), TESTDEV "vfio_testdev.%d/vfio-dev", id);
+	snprintf(path, sizeof(path), "%s/vfio-dev", device);
 	folder = opendir(path);
 	while (folder && fd < 0 && (entry = readdir(folder))) {
 		if (entry->d_name[0] == '.')
@@ -66,8 +67,21 @@ int device_file(int id)
 	if (folder)
 		closedir(folder);
 	if (fd < 0)
-		fail("device %d has no file in /dev/vfio/devices", id);
+		fail("%s has no file in /dev/vfio/devices", device);
 	return fd;
+}
+
+int device_file(int id)
+{
+	char device[96];
+
+	snprintf(device, sizeof(device), TESTDEV "vfio_testdev.%d", id);
+	return open_device_file(device);
+}
+
+int edu_file(int index)
+{
+	return open_device_file(edu_device(index));
 }
 
 int device_file_bind(int file, int iommufd)

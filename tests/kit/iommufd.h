@@ -15,11 +15,13 @@
  */
 #define LAX	"/sys/module/vfio_testdev/parameters/lax"
 
-/* These three fail.  An IOAS is known by its ID. */
+/* These four fail.  An IOAS is known by its ID. */
 int open_iommufd(void);
 uint32_t new_ioas(int iommufd);
 /* The file of a device of vfio_testdev.ko */
 int device_file(int id);
+/* That of one of the lab's edu devices */
+int edu_file(int index);
 
 /* For reading and writing, at this address */
 int ioas_map(int iommufd, uint32_t ioas, void *memory, uint64_t iova, size_t size);
