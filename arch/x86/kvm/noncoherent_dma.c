@@ -128,7 +128,8 @@ static unsigned int kvm_flush_dirty_cpus(struct kvm_vcpu *vcpu)
 	struct kvm_flush flush = {};
 
 	on_each_cpu_mask(dirty, wbinvd_ipi, &flush, true);
-	cpumask_clear(dirty);
+	/* May race with kvm_inherit_caches_of_vcpus(): see there. */
+	(void)data_race((cpumask_clear(dirty), 0));
 	return atomic_read(&flush.cpus);
 }
 
@@ -150,7 +151,8 @@ static void kvm_wbinvd_left_cpus(struct kvm_vcpu *vcpu, int cpu)
 	 * moment may yet have to find it, for a WBINVD of before.
 	 */
 	smp_call_function_many(dirty, wbinvd_ipi, &flush, true);
-	cpumask_and(dirty, dirty, cpumask_of(cpu));
+	/* May race with kvm_inherit_caches_of_vcpus(): see there. */
+	(void)data_race(cpumask_and(dirty, dirty, cpumask_of(cpu)));
 	vcpu->stat.wbinvd_ipis += atomic_read(&flush.cpus);
 }
 
@@ -178,8 +180,9 @@ void kvm_wbinvd_vcpu_moved(struct kvm_vcpu *vcpu, int cpu)
  * nobody knows yet on which CPUs: all of them are in the mask of each vCPU, until
  * its first WBINVD.  For vCPUs that are created later see kvm_wbinvd_vcpu_created().
  *
- * A vCPU that executes WBINVD right now may empty its mask after this.  It runs a
- * guest already, so it is not the one that stops in the other VM.
+ * A vCPU that executes WBINVD right now may empty its mask after this, or see half of
+ * it.  It runs a guest already, so it is not the one that stops in the other VM: hence
+ * data_race() here and where a vCPU looks at its own mask.
  *
  * Context: any
  */
@@ -188,8 +191,10 @@ void kvm_inherit_caches_of_vcpus(struct kvm *kvm)
 	struct kvm_vcpu *vcpu;
 	unsigned long i;
 
-	kvm_for_each_vcpu(i, vcpu, kvm)
-		cpumask_setall(vcpu->arch.wbinvd_dirty_mask);
+	kvm_for_each_vcpu(i, vcpu, kvm) {
+		/* May race with the vCPU: see above. */
+		(void)data_race((cpumask_setall(vcpu->arch.wbinvd_dirty_mask), 0));
+	}
 }
 
 /**
@@ -223,7 +228,8 @@ static unsigned int kvm_wbinvd_noncoherent(struct kvm_vcpu *vcpu)
 	 * one in between would be forgotten.
 	 */
 	cpu = get_cpu();
-	if (cpumask_any_but(dirty, cpu) >= nr_cpu_ids) {
+	/* May race with kvm_inherit_caches_of_vcpus(): see there. */
+	if (data_race(cpumask_any_but(dirty, cpu)) >= nr_cpu_ids) {
 		wbinvd_ipi(&flush);
 	} else {
 		cpus = kvm_flush_dirty_cpus(vcpu);
@@ -263,9 +269,12 @@ static bool kvm_has_wbnoinvd(struct kvm_vcpu *vcpu)
 	if (!boot_cpu_has(X86_FEATURE_WBNOINVD))
 		return false;
 
-	/* What the VM has inherited is written back once, and not by each WBNOINVD. */
-	if (test_bit(0, &vcpu->kvm->inherits_caches) &&
-	    cpumask_full(vcpu->arch.wbinvd_dirty_mask))
+	/*
+	 * What the VM has inherited is written back once, and not by each WBNOINVD.
+	 * May race with kvm_inherit_caches_of_vcpus(): see there.
+	 */
+	if (data_race(cpumask_full(vcpu->arch.wbinvd_dirty_mask)) &&
+	    test_bit(0, &vcpu->kvm->inherits_caches))
 		return false;
 
 	entry = kvm_find_cpuid_entry(vcpu, 0x80000008);
