@@ -177,6 +177,21 @@ static int tracked_file(int v)
 	return vms[v].files ? vms[v].order[chance(vms[v].files)] : (int)chance(FILES);
 }
 
+/*
+ * Often one that the VM has let go of, as it is still attached: only for it alone that is as if
+ * nothing had happened.
+ */
+static int file_to_add(int v)
+{
+	int i, f = chance(FILES);
+
+	for (i = 0; i < FILES; i++, f = (f + 1) % FILES)
+		if (files[f].used && files[f].left_by && !files[f].owners &&
+		    files[f].left_by == vms[v].device_id && chance(2))
+			return f;
+	return some(FILES, chance(2) ? is_open_file : is_open_group);
+}
+
 static void fit(struct step *step)
 {
 	switch (step->kind) {
@@ -208,7 +223,7 @@ static void fit(struct step *step)
 		break;
 	case STEP_ADD:
 		step->a = some(VMS, has_device);
-		step->b = some(FILES, chance(2) ? is_open_file : is_open_group);
+		step->b = file_to_add(step->a);
 		step->c = !chance(8) && files[step->b].copy >= 0;
 		break;
 	case STEP_DEL:
