@@ -325,8 +325,9 @@ void fault_open(void);
 /* Outside of a walk: this thread's calls can be made to fail. */
 void faults_begin(void);
 void faults_end(void);
-/* The next call in that place, 0: nowhere. Did it come there? */
+/* The next call in that place, 0: nowhere. How far from there did it end, did it come there? */
 void fail_at(int nth);
+int places_left(void);
 bool has_failed(void);
 void fault_begin(int kind);
 /* How a call may fail that is made to, but for ENOMEM; see CALL() */
