@@ -128,7 +128,7 @@ static unsigned int kvm_flush_dirty_cpus(struct kvm_vcpu *vcpu)
 	struct kvm_flush flush = {};
 
 	on_each_cpu_mask(dirty, wbinvd_ipi, &flush, true);
-	/* May race with kvm_inherit_caches_of_vcpus(): see there. */
+	/* kvm_inherit_caches_of_vcpus() may write it, too: see there. */
 	(void)data_race((cpumask_clear(dirty), 0));
 	return atomic_read(&flush.cpus);
 }
@@ -151,7 +151,7 @@ static void kvm_wbinvd_left_cpus(struct kvm_vcpu *vcpu, int cpu)
 	 * moment may yet have to find it, for a WBINVD of before.
 	 */
 	smp_call_function_many(dirty, wbinvd_ipi, &flush, true);
-	/* May race with kvm_inherit_caches_of_vcpus(): see there. */
+	/* kvm_inherit_caches_of_vcpus() may write it, too: see there. */
 	(void)data_race(cpumask_and(dirty, dirty, cpumask_of(cpu)));
 	vcpu->stat.wbinvd_ipis += atomic_read(&flush.cpus);
 }
@@ -192,7 +192,7 @@ void kvm_inherit_caches_of_vcpus(struct kvm *kvm)
 	unsigned long i;
 
 	kvm_for_each_vcpu(i, vcpu, kvm) {
-		/* May race with the vCPU: see above. */
+		/* The vCPU may write it, too: see above. */
 		(void)data_race((cpumask_setall(vcpu->arch.wbinvd_dirty_mask), 0));
 	}
 }
@@ -228,7 +228,7 @@ static unsigned int kvm_wbinvd_noncoherent(struct kvm_vcpu *vcpu)
 	 * one in between would be forgotten.
 	 */
 	cpu = get_cpu();
-	/* May race with kvm_inherit_caches_of_vcpus(): see there. */
+	/* kvm_inherit_caches_of_vcpus() may write it, too: see there. */
 	if (data_race(cpumask_any_but(dirty, cpu)) >= nr_cpu_ids) {
 		wbinvd_ipi(&flush);
 	} else {
@@ -271,7 +271,7 @@ static bool kvm_has_wbnoinvd(struct kvm_vcpu *vcpu)
 
 	/*
 	 * What the VM has inherited is written back once, and not by each WBNOINVD.
-	 * May race with kvm_inherit_caches_of_vcpus(): see there.
+	 * kvm_inherit_caches_of_vcpus() may write it, too: see there.
 	 */
 	if (data_race(cpumask_full(vcpu->arch.wbinvd_dirty_mask)) &&
 	    test_bit(0, &vcpu->kvm->inherits_caches))
