@@ -258,6 +258,7 @@ static void next_iommu(void)
 	begin(&caller[1], container, UNMAP);
 	begin(&caller[2], container, MAP);
 	must(group_leave(group));
+	must_be_kept();
 	must(group_join(group, container));
 	must(container_set_iommu(container));
 	let_end(&caller[0], MAP);
