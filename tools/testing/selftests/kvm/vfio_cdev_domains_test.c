@@ -18,17 +18,6 @@
 #define TESTDEV_HWPT_DATA	0x7e57
 #define TESTDEV_PASIDS		4
 
-struct vfio_ioas {
-	uint32_t size;
-	uint32_t ioas_id;
-	uint16_t op;		/* 1: to be that of groups */
-	uint16_t reserved;
-};
-
-#ifndef IOMMU_VFIO_IOAS
-#define IOMMU_VFIO_IOAS	_IO(IOMMUFD_TYPE, 0x88)
-#endif
-
 static const char *no_testdev(void)
 {
 	int fd;

@@ -22,6 +22,10 @@
 #define IOMMU_IOAS_UNMAP	_IO(IOMMUFD_TYPE, 0x86)
 #endif
 
+#ifndef IOMMU_VFIO_IOAS
+#define IOMMU_VFIO_IOAS	_IO(IOMMUFD_TYPE, 0x88)
+#endif
+
 #ifndef IOMMU_HWPT_ALLOC
 #define IOMMU_HWPT_ALLOC	_IO(IOMMUFD_TYPE, 0x89)
 #endif
@@ -35,6 +39,13 @@ struct bind_iommufd {
 	uint32_t flags;
 	int32_t iommufd;
 	uint32_t out_devid;
+};
+
+struct vfio_ioas {
+	uint32_t size;
+	uint32_t ioas_id;
+	uint16_t op;		/* 1: to be that of groups */
+	uint16_t reserved;
 };
 
 struct attach_pt {
