@@ -153,7 +153,7 @@ programs: $(PROGRAMS)
 $(PROGRAMS): | setup
 
 # What all of them share; those whose oracle counts WBINVDs have their phases as well.
-KIT := $(addprefix tests/kit/,lab.c files.c hold.c vfio.c iommufd.c vm.c)
+KIT := $(addprefix tests/kit/,lab.c files.c pages.c hold.c vfio.c iommufd.c vm.c)
 KIT_HEADERS := $(wildcard tests/kit/*.h tools/testing/selftests/kvm/*_uapi.h)
 
 LAB_TESTS := $(addprefix out/lab/,wbinvd_test ept_test mixed_test mtty_test mixtures_test budget_test torture_test dma_test)

@@ -8,6 +8,7 @@
 #ifndef LAB_DMA_H
 #define LAB_DMA_H
 
+#include "pages.h"
 #include "wbinvd_phase.h"
 
 #define PAGE		4096ul
@@ -31,10 +32,6 @@ int new_device(const char *kind);
 
 /* ---- memory -------------------------------------------------------------- */
 
-/* mmap() from the beginning of @fd; fails. */
-char *must_map(void *at, size_t size, int prot, int flags, int fd);
-/* @n pages that are one and the same, so that none continues the one before it */
-char *same_page(int n);
 /* @n pages, each another one, and as far as the kernel likes from the one before it */
 char *other_pages(int n);
 /* @n pages, each another one, of which none continues the one before it */

@@ -15,13 +15,12 @@
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "dma.h"
 
 #define AT	0x100000ull
-#define REFS	"/sys/module/vfio_iommu_type1/refcnt"
+#define TYPE1	"vfio_iommu_type1"
 
 /* As many IOMMUs as a container has room for: one, and those that calls go on with */
 #define IOMMUS	4
@@ -32,17 +31,11 @@ static int uffd = -1;
 
 static void *held_page(void)
 {
-	struct uffdio_api api = { .api = UFFD_API };
-	struct uffdio_register range = { .mode = UFFDIO_REGISTER_MODE_MISSING };
 	char *page = must_map(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 
-	if (uffd < 0) {
-		uffd = must(syscall(SYS_userfaultfd, O_CLOEXEC));
-		must(ioctl(uffd, UFFDIO_API, &api));
-	}
-	range.range.start = (uintptr_t)page;
-	range.range.len = PAGE;
-	must(ioctl(uffd, UFFDIO_REGISTER, &range));
+	if (uffd < 0)
+		uffd = must(open_userfaultfd(0));
+	must(hold_back(uffd, page));
 	return page;
 }
 
@@ -159,7 +152,7 @@ static int begin_scenario(int group)
 	memory = same_page(1);
 	map_argument.vaddr = (uintptr_t)memory;
 	pins_before = pins();
-	refs_before = must(get_number(REFS));
+	refs_before = must(module_references(TYPE1));
 	must(group_join(group, container));
 	must(container_set_iommu(container));
 	return container;
@@ -167,7 +160,7 @@ static int begin_scenario(int group)
 
 static void nothing_is_left(void)
 {
-	long refs = must(get_number(REFS));
+	long refs = must(module_references(TYPE1));
 
 	if (pins() != pins_before || locked_kb())
 		fail("%ld pages are pinned, %ld kB locked", pins() - pins_before, locked_kb());
@@ -178,7 +171,7 @@ static void nothing_is_left(void)
 /* By a call alone. Who goes on where this fails uses what has been freed. */
 static void must_be_kept(void)
 {
-	if (must(get_number(REFS)) != refs_before + 1)
+	if (must(module_references(TYPE1)) != refs_before + 1)
 		fail("a call uses type 1, and has no reference to it");
 }
 
@@ -337,7 +330,7 @@ static void wait_to_be_killed(void)
 
 static void killed(void)
 {
-	long before = pins(), refs = must(get_number(REFS));
+	long before = pins(), refs = must(module_references(TYPE1));
 	pid_t pid = fork_doomed(wait_to_be_killed);
 
 	must_die(pid, "a process whose calls wait");

@@ -33,29 +33,6 @@ int new_device(const char *kind)
 
 /* ---- memory -------------------------------------------------------------- */
 
-char *must_map(void *at, size_t size, int prot, int flags, int fd)
-{
-	char *memory = mmap(at, size, prot, flags, fd, 0);
-
-	if (memory == MAP_FAILED)
-		fail("mmap() of %zu bytes: %s", size, strerror(errno));
-	return memory;
-}
-
-char *same_page(int n)
-{
-	char *memory = must_map(NULL, n * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-	int fd = must(memfd_create("page", 0)), i;
-
-	must(ftruncate(fd, PAGE));
-	for (i = 0; i < n; i++)
-		must_map(memory + i * PAGE, PAGE, PROT_READ | PROT_WRITE,
-			 MAP_SHARED | MAP_FIXED, fd);
-	close(fd);
-	memory[0] = 1;
-	return memory;
-}
-
 char *other_pages(int n)
 {
 	char *memory = must_map(NULL, n * PAGE, PROT_READ | PROT_WRITE,

@@ -256,19 +256,12 @@ static void track(int file)
 	must(kvm_vfio_add(kvm_vfio, file));
 }
 
-/* Stock modules let nothing be read. */
-static bool readable(void)
-{
-	const char *modules = getenv("LAB_MODULES");
-
-	return modules && !strcmp(modules, "ours");
-}
-
 static void vm_must_be(bool noncoherent)
 {
 	struct kvm_vfio_vm_state state;
 
-	if (!readable())
+	/* Stock modules let nothing be read. */
+	if (is_stock())
 		return;
 	must(kvm_vfio_attr(kvm_vfio, KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
 			   KVM_DEV_VFIO_STATE_VM, &state));
@@ -301,11 +294,9 @@ static struct seen see_vm(void)
 	char path[80];
 	size_t i;
 
-	for (i = 0; i < ARRAY_SIZE(modules); i++) {
-		snprintf(path, sizeof(path), "/sys/module/%s/refcnt", modules[i]);
-		see(&seen, modules[i], get_number(path));
-	}
-	if (!readable())
+	for (i = 0; i < ARRAY_SIZE(modules); i++)
+		see(&seen, modules[i], module_references(modules[i]));
+	if (is_stock())
 		return seen;
 	for (i = 0; i < ARRAY_SIZE(numbers); i++) {
 		see(&seen, numbers[i], must(vm_number(gettid(), vm, numbers[i])));

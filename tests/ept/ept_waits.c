@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "ept.h"
+#include "pages.h"
 
 /* ---- nothing waits for user space ---------------------------------------- */
 
@@ -30,15 +31,9 @@ static bool vcpu_is_blocked(void)
 /* The vCPU on CPU 1 waits for a page that only this test can bring. */
 void block_vcpu(void)
 {
-	struct uffdio_api api = { .api = UFFD_API };
-	struct uffdio_register range = {
-		.range = { (uintptr_t)vm.small, 4096 }, .mode = UFFDIO_REGISTER_MODE_MISSING,
-	};
-
-	uffd = must(syscall(SYS_userfaultfd, O_CLOEXEC));
-	must(ioctl(uffd, UFFDIO_API, &api));
+	uffd = must(open_userfaultfd(0));
 	must(madvise(vm.small, 4096, MADV_DONTNEED));
-	must(ioctl(uffd, UFFDIO_REGISTER, &range));
+	must(hold_back(uffd, vm.small));
 	WRITE(blocked_tid, 0);
 	WRITE(vm.shared->loops, 0);
 	WRITE(vm.shared->stop, 0);
@@ -251,10 +246,6 @@ bool dirty_log_has_ended(void)
 
 void hold_slots_lock(int cpu)
 {
-	struct uffdio_api api = { .api = UFFD_API };
-	struct uffdio_register range = {
-		.range = { .len = 4096 }, .mode = UFFDIO_REGISTER_MODE_MISSING,
-	};
 	struct kvm_userspace_memory_region region = {
 		.slot = 9, .flags = KVM_MEM_LOG_DIRTY_PAGES, .guest_phys_addr = LOGGED,
 		.memory_size = 4096, .userspace_addr = (uintptr_t)vm.small,
@@ -264,10 +255,8 @@ void hold_slots_lock(int cpu)
 	memset(&dirty_log, 0, sizeof(dirty_log));
 	dirty_log.bitmap = mmap(NULL, 4096, PROT_READ | PROT_WRITE,
 				MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	range.range.start = (uintptr_t)dirty_log.bitmap;
-	uffd = must(syscall(SYS_userfaultfd, O_CLOEXEC));
-	must(ioctl(uffd, UFFDIO_API, &api));
-	must(ioctl(uffd, UFFDIO_REGISTER, &range));
+	uffd = must(open_userfaultfd(0));
+	must(hold_back(uffd, dirty_log.bitmap));
 	dirty_log.thread = thread_on(cpu, get_dirty_log);
 	wait_until(dirty_log_waits, "somebody waits with slots_lock held");
 }

@@ -108,6 +108,13 @@ bool sleeps_in(pid_t tid, const char *function)
 	return tid && !get_wchan(tid, where, sizeof(where)) && strstr(where, function);
 }
 
+bool is_stock(void)
+{
+	const char *modules = getenv("LAB_MODULES");
+
+	return modules && !strcmp(modules, "stock");
+}
+
 bool kernel_before(int major, int minor)
 {
 	struct utsname name;
@@ -174,6 +181,14 @@ void unload(const char *name)
 
 	if (ret)
 		fail("the module %s does not unload: %s", name, strerror(-ret));
+}
+
+long module_references(const char *name)
+{
+	char path[100];
+
+	snprintf(path, sizeof(path), "/sys/module/%s/refcnt", name);
+	return get_number(path);
 }
 
 /* ---- vfio_testdev.ko ----------------------------------------------------- */

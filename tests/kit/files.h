@@ -44,6 +44,8 @@ int get_wchan(pid_t tid, char *where, size_t size);
 /* Whether that has FUNCTION in its name */
 bool sleeps_in(pid_t tid, const char *function);
 
+/* Runs this on Debian's own modules? */
+bool is_stock(void);
 bool kernel_before(int major, int minor);
 bool kernel_has(const char *function);
 
@@ -53,6 +55,8 @@ void load_kernels(const char *name, const char *options);
 /* 0 or -errno */
 int try_unload(const char *name);
 void unload(const char *name);
+/* How many references it has; -ENOENT if it is not loaded, or built in */
+long module_references(const char *name);
 
 /* ---- vfio_testdev.ko ----------------------------------------------------- */
 

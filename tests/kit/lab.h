@@ -2,9 +2,10 @@
 /*
  * What the lab's programs share: how they fail, wait and report.
  *
- * Beside it: files.h (sysfs, modules), vfio.h (groups, the KVM-VFIO device), iommufd.h
- * (devices' own files), vm.h (VMs, vCPUs, a guest that executes WBINVD), hold.h (a thread
- * held at a function of the kernel), wbinvd_phase.h (tests whose oracle counts WBINVDs).
+ * Beside it: files.h (sysfs, modules), pages.h (memory, userfaultfd), vfio.h (groups, the
+ * KVM-VFIO device), iommufd.h (devices' own files), vm.h (VMs, vCPUs, a guest that executes
+ * WBINVD), hold.h (a thread held at a function of the kernel), wbinvd_phase.h (tests whose
+ * oracle counts WBINVDs).
  */
 #ifndef LAB_LAB_H
 #define LAB_LAB_H

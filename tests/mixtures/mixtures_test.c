@@ -55,17 +55,9 @@ static const struct pair vfio = {
 
 /* ---- modules ------------------------------------------------------------- */
 
-static bool is_loaded(const char *name)
-{
-	char path[100];
-
-	snprintf(path, sizeof(path), "/sys/module/%s/refcnt", name);
-	return !access(path, F_OK);
-}
-
 static void unload_if_loaded(const char *name)
 {
-	if (is_loaded(name))
+	if (module_references(name) >= 0)
 		unload(name);
 }
 

@@ -13,6 +13,7 @@
 
 #include "files.h"
 #include "iommufd.h"
+#include "pages.h"
 #include "vm.h"
 
 #define NONE		(-1)
@@ -410,7 +411,6 @@ void test_fuzz(void);
 void test_races(void);
 void test_shorter(void);
 void test_replay(void);
-long references_to(const char *module);
 /* Of all modules that these tests are about, one for each */
 #define MODULES		8
 void get_references(long *references);

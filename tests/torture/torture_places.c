@@ -527,20 +527,14 @@ static void group_and_ioas(void)
 	must_be_done(map_in(0), "mapping");
 }
 
-/* IOMMU_VFIO_IOAS: whoever knows of containers alone gets the IOAS in which memory is mapped. */
-#define VFIO_IOAS	_IO(IOMMUFD_TYPE, 0x88)
-#define VFIO_IOAS_SET	1
-
+/* Whoever knows of containers alone gets the IOAS in which memory is mapped. */
 static void group_joins_ioas(void)
 {
-	struct {
-		uint32_t size, ioas;
-		uint16_t what, reserved;
-	} request = { .size = sizeof(request), .what = VFIO_IOAS_SET };
+	struct vfio_ioas request = { .size = sizeof(request), .op = 1 };
 
 	group_and_ioas();
-	request.ioas = here.ioas[0];
-	must(ioctl(here.iommufd, VFIO_IOAS, &request));
+	request.ioas_id = here.ioas[0];
+	must(ioctl(here.iommufd, IOMMU_VFIO_IOAS, &request));
 	must(group_join(here.file[0], here.iommufd));
 }
 
@@ -786,18 +780,11 @@ static void attach_for_vms(void)
 	must(container_set_iommu(container));
 }
 
+/* All are there, so that pinning them has no places of page faults'. */
 static void make_runs(void)
 {
-	int fd = memfd_create("page", MFD_CLOEXEC), i;
-
-	must(ftruncate(fd, PAGE));
-	memory = mmap(NULL, RUNS * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	/* One page again and again, so that none of them continues the one before it */
-	for (i = 0; i < RUNS; i++)
-		if (mmap(memory + i * PAGE, PAGE, PROT_READ | PROT_WRITE,
-			 MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd, 0) == MAP_FAILED)
-			fail("no memory");
-	close(fd);
+	memory = same_page(RUNS);
+	must(madvise(memory, RUNS * PAGE, MADV_POPULATE_WRITE));
 }
 
 #define WENT_WRONG	128

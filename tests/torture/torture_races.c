@@ -617,14 +617,6 @@ static void race_cpu(uint64_t *state)
 	pthread_mutex_unlock(&shared.cpu);
 }
 
-static bool is_module(const char *name)
-{
-	char path[60];
-
-	snprintf(path, sizeof(path), "/sys/module/%s/refcnt", name);
-	return !access(path, F_OK);
-}
-
 static void race_unload(uint64_t *state)
 {
 	static const char *const used[] = {
@@ -635,7 +627,7 @@ static void race_unload(uint64_t *state)
 
 	/* The debug kernel has some of them built in. */
 	if (ret != -EWOULDBLOCK && ret != -EBUSY && ret != -EINTR &&
-	    (ret != -ENOENT || is_module(name)))
+	    (ret != -ENOENT || module_references(name) >= 0))
 		race_fails("unloading %s, which is used: %s", name, name_of(ret));
 }
 

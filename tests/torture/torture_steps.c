@@ -13,7 +13,6 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -230,20 +229,17 @@ static void step_run(const struct step *step)
 
 bool make_missing_page(struct vm *vm)
 {
-	struct uffdio_api api = { .api = UFFD_API };
-	struct uffdio_register range = { .mode = UFFDIO_REGISTER_MODE_MISSING };
 	struct kvm_userspace_memory_region region = {
 		.slot = 1, .guest_phys_addr = MISSING_PAGE, .memory_size = 4096,
 	};
 
-	vm->uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	vm->uffd = open_userfaultfd(O_NONBLOCK);
 	vm->blocked_page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
 				-1, 0);
-	range.range.start = region.userspace_addr = (uintptr_t)vm->blocked_page;
-	range.range.len = 4096;
+	region.userspace_addr = (uintptr_t)vm->blocked_page;
 	vm->blocked_slot = true;
 	return vm->uffd >= 0 && vm->blocked_page != MAP_FAILED &&
-	       !ioctl(vm->uffd, UFFDIO_API, &api) && !ioctl(vm->uffd, UFFDIO_REGISTER, &range) &&
+	       !hold_back(vm->uffd, vm->blocked_page) &&
 	       !ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region);
 }
 
@@ -333,7 +329,7 @@ static void step_add_or_del(const struct step *step, bool add)
 	bool last = add ? !vms[v].files : vms[v].files == 1;
 	struct file *file = &files[step->b];
 	struct vm *vm = &vms[v];
-	long references = stock ? 0 : references_to("vfio");
+	long references = stock ? 0 : module_references("vfio");
 
 	if (vm->dev < 0 || fd < 0)
 		expected = -EBADF;
@@ -354,9 +350,9 @@ static void step_add_or_del(const struct step *step, bool add)
 	/* Used from the first file on, up to the last one */
 	if (!ret && last)
 		references += add ? 1 : -1;
-	if (!stock && references_to("vfio") != references)
+	if (!stock && module_references("vfio") != references)
 		wrong(REFERENCES, "after %s vfio has %ld references instead of %ld",
-		      add ? "ADD" : "DEL", references_to("vfio"), references);
+		      add ? "ADD" : "DEL", module_references("vfio"), references);
 	if (!ret)
 		model_track(v, step->b, add);
 }

@@ -48,7 +48,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "torture.h"
@@ -232,38 +231,24 @@ void restore_devices(void)
 
 /* ---- references ---------------------------------------------------------- */
 
-static struct {
-	const char *module;
-	long references;
-} modules[MODULES] = {
-	{ .module = "kvm" }, { .module = "kvm_amd" }, { .module = "vfio" },
-	{ .module = "vfio_iommu_type1" }, { .module = "vfio_pci" },
-	{ .module = "vfio_pci_core" }, { .module = "vfio_testdev" }, { .module = "iommufd" },
+static const char * const modules[MODULES] = {
+	"kvm", "kvm_amd", "vfio", "vfio_iommu_type1", "vfio_pci", "vfio_pci_core", "vfio_testdev",
+	"iommufd",
 };
-
-long references_to(const char *module)
-{
-	char path[100];
-
-	snprintf(path, sizeof(path), "/sys/module/%s/refcnt", module);
-	return get_number(path);
-}
+static long references_before[MODULES];
 
 void get_references(long *references)
 {
 	size_t i;
 
 	for (i = 0; i < ARRAY_SIZE(modules); i++)
-		references[i] = references_to(modules[i].module);
+		references[i] = module_references(modules[i]);
 }
 
 void remember_references(void)
 {
-	size_t i;
-
 	restore_devices();
-	for (i = 0; i < ARRAY_SIZE(modules); i++)
-		modules[i].references = references_to(modules[i].module);
+	get_references(references_before);
 }
 
 static const char *something_left(void)
@@ -282,10 +267,10 @@ static const char *something_left(void)
 		close(fd);
 	}
 	for (i = 0; i < ARRAY_SIZE(modules); i++) {
-		is = references_to(modules[i].module);
+		is = module_references(modules[i]);
 		snprintf(text, sizeof(text), "%s has %ld references instead of %ld",
-			 modules[i].module, is, modules[i].references);
-		if (is != modules[i].references)
+			 modules[i], is, references_before[i]);
+		if (is != references_before[i])
 			return text;
 	}
 	is = stock ? 0 : get_number(DEBUGFS "kvm/noncoherent_dma");
@@ -338,14 +323,13 @@ static void keep_vms(void)
 
 static void prepare(void)
 {
-	const char *which = getenv("LAB_MODULES");
 	int uffd;
 
 	if (sysconf(_SC_NPROCESSORS_ONLN) != CPUS)
 		fail("this test needs %d CPUs, run it with --smp %d", CPUS, CPUS);
 	old_vfio = kernel_before(6, 2);
-	stock = which && !strcmp(which, "stock");
-	uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
+	stock = is_stock();
+	uffd = open_userfaultfd(0);
 	has_uffd = uffd >= 0;
 	close_fd(&uffd);
 	if (!has_uffd)
