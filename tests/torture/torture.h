@@ -411,8 +411,9 @@ void test_fuzz(void);
 void test_races(void);
 void test_shorter(void);
 void test_replay(void);
-/* Of all modules that these tests are about, one for each */
+/* The modules that these tests are about, and how many references each of them has */
 #define MODULES		8
+extern const char * const modules[MODULES];
 void get_references(long *references);
 void remember_references(void);
 /* Nobody uses anything. NULL, or what is wrong */

@@ -103,8 +103,8 @@ static const char *difference(const struct host *a, const struct host *b)
 			return text;
 	}
 	for (i = 0; i < MODULES; i++) {
-		snprintf(text, sizeof(text), "%ld references to module %d instead of %ld",
-			 b->references[i], i, a->references[i]);
+		snprintf(text, sizeof(text), "%ld references to %s instead of %ld",
+			 b->references[i], modules[i], a->references[i]);
 		if (a->references[i] != b->references[i])
 			return text;
 	}
@@ -761,7 +761,7 @@ static void in_each_place(const struct places *call)
 	for (place = 1; failed; place = next_of(place, places)) {
 		if (place >= MOST_PLACES)
 			fail("it does not end");
-		snprintf(about, sizeof(about), "%s, place %d", call->name, place);
+		snprintf(about, sizeof(about), "%s, place %d: ", call->name, place);
 		failed = call_with_fault(call, place, &failures);
 		must_be(&before, "when all is closed");
 		tries += failed;

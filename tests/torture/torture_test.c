@@ -231,7 +231,7 @@ void restore_devices(void)
 
 /* ---- references ---------------------------------------------------------- */
 
-static const char * const modules[MODULES] = {
+const char * const modules[MODULES] = {
 	"kvm", "kvm_amd", "vfio", "vfio_iommu_type1", "vfio_pci", "vfio_pci_core", "vfio_testdev",
 	"iommufd",
 };
