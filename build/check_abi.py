@@ -26,7 +26,7 @@ from kit import bases
 from kit import btf
 from kit import initramfs
 from kit import kernel_image
-from kit.common import TOP, Problem
+from kit.common import TOP, Problem, lock
 
 # {place in the kernel: file name}, both without .ko
 OURS = {place: os.path.basename(place) for place in bases.modules()}
@@ -96,6 +96,7 @@ class Kernel:
     """Debian's kernel of a base, and our modules for it."""
 
     def __init__(self, base):
+        self.base = base
         self.dir = os.path.join(TOP, "out", base)
         self.debian = os.path.join(self.dir, "debian")
         fetch = f"build/fetch {base}"
@@ -277,7 +278,13 @@ def kernel_btf(kernel):
 
 
 def our_btf_data(kernel, place):
-    """Type information of one of our modules, made from its debug information."""
+    """Type information of one of our modules, made from its debug information. Its test asks, too, and
+    may do so now."""
+    with lock(kernel.base, "check-abi"):
+        return read_or_make_btf(kernel, place)
+
+
+def read_or_make_btf(kernel, place):
     source = os.path.join(kernel.dir, "build", place + ".ko")
     data = read(source, kernel.build)
     cache = os.path.join(kernel.dir, "abi")
