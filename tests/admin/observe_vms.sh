@@ -156,7 +156,7 @@ ask_neighbour_events() {
 	events_of "$other_vm" | diff "$out/expected" - >"$out/differences" 2>&1
 	result $? "what_the_second_vm_did" "$out/differences"
 	shows recorder-show "by_which_call" "=> kvm_vfio_set_attr\$" "=> kvm_vfio_close\$" \
-		"=> vfio_fops_unl_ioctl\$" "=> vfio_group_fops_unl_ioctl\$"
+		"=> vfio_ioctl_set_iommu\$" "=> vfio_group_fops_unl_ioctl\$"
 }
 
 # --- hotplug, by Debian's QEMU: its VM does not run, so nobody has to be asked to let go
