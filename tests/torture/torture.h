@@ -284,6 +284,7 @@ void do_step(const struct step *step);
 void step_read(const struct step *step);
 void check_some(const struct step *step, unsigned int turn);
 void check_all(void);
+void check_unchanged(unsigned int turn);
 
 uint32_t next_random(void);
 void seed_random(uint32_t seed);

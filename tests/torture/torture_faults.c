@@ -152,7 +152,7 @@ bool fault_again(int result, int how)
 	fault_kinds |= failed_by(result, how);
 	if (current_kind == STEP_CDEV_ATTACH || current_kind == STEP_PASID_ATTACH)
 		model_took_back();
-	check_all();
+	check_unchanged(faults_injected);
 	return true;
 }
 
