@@ -341,11 +341,17 @@ static bool kvm_wbinvd_sleep(struct kvm_vcpu *vcpu, u64 ns)
  */
 static bool kvm_wbinvd_sleep_protected(struct kvm_vcpu *vcpu, u64 ns)
 {
+	struct rcuwait *wait = kvm_arch_vcpu_get_wait(vcpu);
 	ktime_t expires = ns_to_ktime(ns);
 
 	kvm_vcpu_srcu_read_unlock(vcpu);
+	prepare_to_rcuwait(wait);
 	set_current_state(TASK_INTERRUPTIBLE);
-	schedule_hrtimeout(&expires, HRTIMER_MODE_REL);
+	/* After both: kvm_wbinvd_wake() makes the request and then looks for who waits. */
+	if (!kvm_test_request(KVM_REQ_UNBLOCK, vcpu))
+		schedule_hrtimeout(&expires, HRTIMER_MODE_REL);
+	finish_rcuwait(wait);
+	kvm_clear_request(KVM_REQ_UNBLOCK, vcpu);
 	kvm_vcpu_srcu_read_lock(vcpu);
 	return signal_pending(current);
 }
