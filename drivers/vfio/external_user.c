@@ -50,8 +50,8 @@ static void vfio_external_user_tell(struct vfio_external_user *user,
  * @slot: slot of the file
  * @coherency: that state from now on
  *
- * Called under the lock that protects the attachment of the file: after attaching
- * it, before its owner can use that, and after detaching it.
+ * Called under the lock that protects the attachment of the file: before its owner can
+ * use what it is attached to, and after detaching it.
  *
  * Context: may sleep; takes @slot->lock and what the users take
  */
