@@ -37,6 +37,7 @@
 #include <linux/mutex.h>
 #include <linux/pid.h>
 #include <linux/pid_namespace.h>
+#include <linux/random.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/seq_file.h>
@@ -55,7 +56,8 @@
 /**
  * struct kvm_vfio - the device of one VM
  * @kvm: the VM, which outlives the device
- * @id: what VFIO knows the device by: unlike @kvm it never comes again
+ * @id: what VFIO knows the device by, at random: unlike @kvm it does not come again, not
+ *	even from a module that is loaded anew while VFIO stays
  * @creator: the thread that created the VM, referenced; NULL if it had ended by
  *	the time the device was created
  * @files_lock: protects @files and @vfio and serialises all that user space does
@@ -595,7 +597,6 @@ static struct pid *kvm_vfio_get_creator(struct kvm *kvm)
 
 static int kvm_vfio_create(struct kvm_device *dev, u32 type)
 {
-	static atomic64_t ids;
 	struct kvm_device *other;
 	struct kvm_vfio *kv;
 
@@ -615,7 +616,7 @@ static int kvm_vfio_create(struct kvm_device *dev, u32 type)
 		return -ENOMEM;
 
 	kv->kvm = dev->kvm;
-	kv->id = atomic64_inc_return(&ids);
+	kv->id = get_random_u64() ?: 1;
 	kv->creator = kvm_vfio_get_creator(dev->kvm);
 	mutex_init(&kv->files_lock);
 	INIT_LIST_HEAD(&kv->files);
