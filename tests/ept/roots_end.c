@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Old roots: the VM ends, or the modules are unloaded, while a teardown is pending */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -87,17 +88,30 @@ static void *attach_meanwhile(void *unused __attribute__((unused)))
 	return NULL;
 }
 
-static long users_wanted;
-
-static bool users_are_as_before(void)
+/* Each of them holds the vendor's module; up to Linux 6.6 those of /dev/kvm alone. */
+static long kvm_files(void)
 {
-	return kvm_users() == users_wanted;
+	DIR *fds = opendir("/proc/self/fd");
+	struct dirent *entry;
+	char what[40];
+	long files = 0;
+
+	while (fds && (entry = readdir(fds))) {
+		ssize_t size = readlinkat(dirfd(fds), entry->d_name, what, sizeof(what) - 1);
+
+		what[size > 0 ? size : 0] = '\0';
+		files += !strcmp(what, "/dev/kvm") ||
+			 (!strncmp(what, "anon_inode:kvm-", 15) && !kernel_before(6, 7));
+	}
+	closedir(fds);
+	return files;
 }
 
 /*
  * A thread makes the VM non-coherent, by a call that concerns VFIO alone, and is on its
  * way back to user space. Another one could close all files of KVM now, and then the VM
- * would end there. (Here it cannot: with somebody held, closing waits for RCU.)
+ * would end there: it is the VM that has to hold the module. (Here it cannot: with somebody
+ * held, closing waits for RCU.)
  */
 static void test_module_is_held(void)
 {
@@ -106,22 +120,60 @@ static void test_module_is_held(void)
 	must_tear_down_later();
 	add(NONCOHERENT);
 	guest_touches(SMALL);
-	users_wanted = kvm_users();
 	hold_at("kvm_put_kvm", "");
 	thread = thread_on(1, attach_meanwhile);
 	wait_until(somebody_is_held, "the thread is to let the VM go");
-	if (kvm_users() != users_wanted + 1)
-		fail("the module has %ld users instead of %ld", kvm_users(), users_wanted + 1);
+	if (kvm_users() != kvm_files() + 1)
+		fail("the module has %ld users, of which %ld are files", kvm_users(), kvm_files());
 	let_go();
 	pthread_join(thread, NULL);
-	wait_until(users_are_as_before, "the module is let go as well");
 	goes_on(true);
+}
+
+/* A new VM, with a device that is the first one of KVM since it was loaded */
+static void load_anew(void)
+{
+	close_fd(&vm.device);
+	munmap(vm.run, vm.run_size);
+	close_fd(&vm.vcpu);
+	close_fd(&vm.fd);
+	stop_trace();
+	disable_events();
+	close_fd(&kvm);
+	wait_until(kvm_intel_unloads, "kvm_intel is unloaded");
+	wait_until(kvm_unloads, "kvm is unloaded");
+	load_kvm("");
+	kvm = open_kvm();
+	start_trace();
+	make_vm();
+	make_device();
+}
+
+/*
+ * A guest that goes on in a KVM that has been loaded anew, while VFIO and the group have
+ * stayed: VFIO takes the device for another one than that which had the group last.
+ */
+static void test_goes_on_in_new_kvm(void)
+{
+	long long others;
+
+	attach(NONCOHERENT, 0);
+	load_anew();
+	add(NONCOHERENT);
+	load_anew();
+	add(NONCOHERENT);
+	run_on(0);
+	guest(guest_wbinvd, (struct kvm_regs){ 0 });
+	others = vm_number(getpid(), vm.fd, "wbinvd_ipis");
+	if (others != 1)
+		fail("the guest's WBINVD has reached %lld other CPUs instead of one", others);
 }
 
 static const struct test tests[] = {
 	{ "the VM ends with a teardown pending", test_end_of_vm },
 	{ "the modules are unloaded right after the last VM", test_unload },
 	{ "who may be the last to let a VM go holds the module", test_module_is_held },
+	{ "a guest goes on in a KVM that was loaded anew", test_goes_on_in_new_kvm },
 };
 
 const struct suite roots_end_suite = SUITE(tests);

@@ -433,6 +433,23 @@ static void test_vendor_is_held(void)
 	wait_until(vendor_is_used_as_before, "kvm_amd is let go");
 }
 
+/* Their file holds the VM, and of the modules only kvm.ko. */
+static void test_statistics_hold_vendor(void)
+{
+	int vm, statistics;
+
+	users_wanted = vendor_users();
+	vm = create_vm();
+	statistics = must(ioctl(vm, KVM_GET_STATS_FD, NULL));
+	close(vm);
+	begin("a VM whose files are closed, but that of its statistics");
+	if (vendor_users() <= users_wanted)
+		fail("kvm_amd can be unloaded");
+	close(statistics);
+	begin("that file is closed");
+	wait_until(vendor_is_used_as_before, "kvm_amd is let go");
+}
+
 static const struct test tests[] = {
 	{ "the state can be read back", test_readable },
 	{ "a non-coherent device is bound into a coherent group", test_bind_into_coherent },
@@ -447,6 +464,7 @@ static const struct test tests[] = {
 	{ "a driver is told of the VM that tracked the group last", test_told },
 	{ "a driver is told when its device is opened", test_told_when_opened },
 	{ "a VM that only a driver has keeps the vendor's module", test_vendor_is_held },
+	{ "a VM that only its statistics have keeps the vendor's module", test_statistics_hold_vendor },
 };
 static const struct suite suite = SUITE(tests);
 

@@ -2,7 +2,10 @@
 // expect: close_before_release 1
 // expect: fdinfo_op 1
 // expect: debugfs 1
-// expect: vendor_held 2
+// expect 6.1: vendor_held 0
+// expect 6.12: vendor_held 1
+// expect 6.1: vendor_let_go 0
+// expect 6.12: vendor_let_go 1
 
 // A device may have something to let go of that must not wait for a lock
 // under kvm->lock.  It is called while still on the list of devices.
@@ -38,17 +41,27 @@ expression e1, e2;
  ...
  }
 
-// After all of the vendor's code, which may end with this
+// VFIO's drivers, and files of its statistics, can have the VM longer than it has any
+// file that holds kvm-amd or kvm-intel.  Linux 6.1 holds that for the VM by itself.
 @vendor_held@
+identifier kvm;
+@@
+ kvm_create_vm(...)
+ {
+ ... when != __module_get(...)
+ 	list_add(&kvm->vm_list, &vm_list);
+ 	mutex_unlock(&kvm_lock);
++	__module_get(kvm_vendor_module());
+ ...
+ }
+
+// After all of the vendor's code, which may end with this
+@vendor_let_go@
 identifier mm;
 @@
- kvm_destroy_vm(struct kvm *kvm)
+ kvm_destroy_vm(...)
  {
  ...
- 	struct mm_struct *mm = kvm->mm;
-+	struct module *vendor = kvm_arch_vendor(kvm);
- ...
  	mmdrop(mm);
-+	module_put(vendor);
- ...
++	module_put(kvm_vendor_module());
  }

@@ -622,7 +622,6 @@ static int kvm_vfio_create(struct kvm_device *dev, u32 type)
 	INIT_LIST_HEAD(&kv->files);
 	mutex_init(&kv->coherency_lock);
 	dev->private = kv;
-	kvm_arch_hold_vendor(dev->kvm);
 	return 0;
 }
 

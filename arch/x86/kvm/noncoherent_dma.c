@@ -434,17 +434,14 @@ static void kvm_roots_teardown_task(struct callback_head *head)
 {
 	struct kvm *kvm = container_of(head, struct kvm,
 				       roots_teardown.task_work);
-	struct module *vendor = kvm_vendor_module();
 
 	kvm_tear_down_roots(kvm);
-	kvm_put_kvm(kvm);
 	/*
-	 * Not before: if all of its files are closed the VM ends there, which is
-	 * work for the vendor's code, and takes time.  From here on this module
-	 * can be unloaded, too, but kvm_noncoherent_dma_exit() waits until nobody
-	 * is here any more.
+	 * If all of its files are closed the VM ends here, which takes time, and lets
+	 * go of the vendor's module.  From then on this module can be unloaded, too,
+	 * but kvm_noncoherent_dma_exit() waits until nobody is here any more.
 	 */
-	module_put(vendor);
+	kvm_put_kvm(kvm);
 }
 
 static void kvm_roots_teardown_work(struct work_struct *work)
@@ -468,14 +465,12 @@ static void kvm_schedule_roots_teardown(struct kvm *kvm)
 	 * memslots mapped where the mm is not the VM's.
 	 */
 	if (current->mm == kvm->mm && !(current->flags & PF_KTHREAD)) {
-		/* Both are held by the VM's files, of which none may be left then. */
-		__module_get(kvm_vendor_module());
+		/* It is held by its files, of which none may be left then. */
 		kvm_get_kvm(kvm);
 		/* Not possible in a task that has done its last work before it ends */
 		if (!task_work_add(current, &teardown->task_work, TWA_RESUME))
 			return;
 		kvm_put_kvm_no_destroy(kvm);
-		module_put(kvm_vendor_module());
 	}
 	kvm_queue_roots_teardown(kvm, 0);
 }
@@ -506,7 +501,7 @@ void kvm_noncoherent_dma_pre_destroy_vm(struct kvm *kvm)
  * kvm_noncoherent_dma_exit - let the module be unloaded
  *
  * There is no VM any more, so no teardown is pending; but the task whose task work
- * has put the last VM, and then the vendor's module, may not have returned from
+ * has put the last VM, and so the vendor's module, may not have returned from
  * there.  With TASKS_RCU, which KVM selects where kernel code can be preempted, this
  * waits until each task has scheduled voluntarily or is in user space; without,
  * until it has scheduled.  It does neither between that and its return.
