@@ -39,6 +39,7 @@ static struct race {
 	atomic_long attached, by_pasid;	/* devices' own files */
 	atomic_long blocked;		/* vCPUs that waited for a page */
 	atomic_long mapped;		/* memory for DMA */
+	atomic_long added;		/* files */
 	atomic_bool failed;
 	long compared, seen[2];		/* VMs, coherent and non-coherent ones */
 	long changes;			/* of what VMs are */
@@ -163,6 +164,14 @@ static int sent_copy(int fd, bool received)
 	return copy;
 }
 
+static void race_add(int device, int fd)
+{
+	int ret = call(kvm_vfio_add(device, fd));
+
+	ALLOW("ADD", ret, -EEXIST, NO_DEV);
+	race->added += !ret;
+}
+
 static void race_track(uint64_t *state)
 {
 	int device = any_device(state), fd = any_file(state), copy = -1;
@@ -175,7 +184,7 @@ static void race_track(uint64_t *state)
 		fd = copy = sent_copy(fd, any(state, 4));
 	}
 	if (any(state, 3))
-		ALLOW("ADD", call(kvm_vfio_add(device, fd)), -EEXIST, NO_DEV);
+		race_add(device, fd);
 	else
 		ALLOW("DEL", call(kvm_vfio_del(device, fd)), -ENOENT, NO_DEV);
 	close_fd(&copy);
@@ -266,11 +275,11 @@ static void race_attached(uint64_t *state)
 		return;
 	}
 	set_iommu(container);
-	ALLOW("ADD", call(kvm_vfio_add(device, shared.group[g])), -EEXIST, NO_DEV);
+	race_add(device, shared.group[g]);
 	for (times = any(state, 16); times > 0; times--) {
 		if (!any(state, 4)) {
 			ALLOW("DEL", call(kvm_vfio_del(device, shared.group[g])), -ENOENT, NO_DEV);
-			ALLOW("ADD", call(kvm_vfio_add(device, shared.group[g])), -EEXIST, NO_DEV);
+			race_add(device, shared.group[g]);
 		} else {
 			leave(shared.group[g]);
 			join(shared.group[g], container);
@@ -397,7 +406,7 @@ static void race_cdev(uint64_t *state)
 		if (!ret)
 			attach_cdev(fd, state);
 		if (!ret && any(state, 2))
-			ALLOW("ADD", call(kvm_vfio_add(any_device(state), fd)), -EEXIST, NO_DEV);
+			race_add(any_device(state), fd);
 	}
 	put_fd(&shared.cdev[place], fd < 0 ? -1 : fd);
 }
@@ -502,7 +511,7 @@ static void live(uint64_t *state)
 	ALLOW("KVM_CREATE_DEVICE", device);
 	put_fd(place, device);
 	for (i = 0; i < 3; i++)
-		ALLOW("ADD", call(kvm_vfio_add(device, any_file(state))), -EEXIST, NO_DEV);
+		race_add(device, any_file(state));
 	if (runs) {
 		memory = make_memory(vm);
 		vcpu = make_vcpu(vm, 0, &run, &run_size);
@@ -1011,6 +1020,10 @@ void test_races(void)
 	left = references_left();
 	if (left)
 		fail("%s", left);
+	if (race->done > 500 && !race->added)
+		fail("no file was ever added");
+	if (!stock && race->done > 2000 && !race->changes && has_noncoherent_devices())
+		fail("no VM has ever changed");
 	if (has_iommufd && race->done > 500 && !race->attached)
 		fail("nothing was ever attached by iommufd");
 	if (has_pasids && race->done > 2000 && !race->by_pasid)
@@ -1021,7 +1034,7 @@ void test_races(void)
 		fail("no vCPU was ever blocked");
 	if (!stock && !race->compared)
 		fail("the threads were never compared");
-	printf("# %ld calls by %d threads, %ld of them attached by iommufd, %ld by a PASID, %ld blocked a vCPU, %ld mapped memory; VMs have changed %ld times, and were in %ld stops coherent %ld times, non-coherent %ld times\n",
-	       race->done, THREADS + 1, race->attached, race->by_pasid, race->blocked,
+	printf("# %ld calls by %d threads, %ld of them added a file, %ld attached by iommufd, %ld by a PASID, %ld blocked a vCPU, %ld mapped memory; VMs have changed %ld times, and were in %ld stops coherent %ld times, non-coherent %ld times\n",
+	       race->done, THREADS + 1, race->added, race->attached, race->by_pasid, race->blocked,
 	       race->mapped, race->changes, race->compared, race->seen[0], race->seen[1]);
 }
