@@ -290,8 +290,8 @@ static void check_concerned(const struct step *step, unsigned int turn)
 }
 
 /*
- * After every step the state of each VM, and all of those that it is about; of the others
- * the rest in turn.
+ * After every step the state of each VM, and of those that it is about what check_concerned() says; the
+ * rest in turn.
  */
 void check_some(const struct step *step, unsigned int turn)
 {
