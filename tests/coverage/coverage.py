@@ -18,7 +18,8 @@ A line that no run reached is named, with its reason: tests/coverage/unreached.t
     sometimes = true                it may have run, by the time that something else took
 
 Cases: as many lines ran as --goal says, in percent, those with a reason counted as not run; each
-that did not run has a reason; no reason is for a line that is not there or that did run.
+that did not run has a reason; no reason is for a line that is not there or that did run; and each
+file is in the kernel, or its lines would be missing from all of these.
 """
 
 import argparse
@@ -102,18 +103,28 @@ def added(before, after):
     return found
 
 
+def notes(base, name):
+    """Where the compiler wrote what gcov needs of this file"""
+    return os.path.join(TOP, "out", base, "coverage/build", name[:-len("c")] + "gcno")
+
+
+def absent(base, wanted):
+    """Files that this kernel was built without"""
+    return sorted(name for name in wanted if name.endswith(".c") and not os.path.exists(notes(base, name)))
+
+
 def explain(base, total, wanted):
     """{file: {number: Line}} of those wanted. What no run has loaded has no counts, and no line ran."""
     tree = os.path.join(TOP, "out", base, "tree")
     build = os.path.join(TOP, "out", base, "coverage/build")
     found = collections.defaultdict(dict)
     for name in sorted(name for name in wanted if name.endswith(".c")):
-        note = name[:-len("c")] + "gcno"
-        if not os.path.exists(os.path.join(build, note)):       # not in this configuration
+        note = notes(base, name)
+        if not os.path.exists(note):    # see absent()
             continue
         at = os.path.join(total, os.path.dirname(name))
         os.makedirs(at, exist_ok=True)
-        shutil.copy(os.path.join(build, note), at)
+        shutil.copy(note, at)
         run(base, "sh", "-c", f"cd {at} && exec {tool(base, 'gcov')} --json-format "
             f"--branch-probabilities {os.path.basename(note)}")
         for report in glob.glob(os.path.join(at, "*.gcov.json.gz")):
@@ -199,5 +210,7 @@ def main():
     os.makedirs(work)
     wanted = counted(args.base, need("series/assemble", args.base, "--list").split())
     found = explain(args.base, add_up(args.base, folders, work), wanted)
+    missing = absent(args.base, wanted)
     return records.report(os.path.join(work, "report"), table(found, wanted),
-                          list(judge(found, args.goal, reasons())))
+                          [*judge(found, args.goal, reasons()),
+                           ("each file is in this kernel", not missing, missing)])
