@@ -83,8 +83,6 @@ void unmap_phase(int container, uint64_t iova, size_t size, int runs, long lines
 
 /* Fails.  The last put of a file that the scenario before had may be still to come. */
 void must_bind(int file, int iommufd);
-/* From Linux 6.13 on: a file's pages, which need not be mapped by a process */
-int ioas_map_file(int iommufd, uint32_t ioas, int fd, uint64_t iova, size_t size);
 
 /* ---- who is held while it flushes ---------------------------------------- */
 

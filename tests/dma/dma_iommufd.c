@@ -46,47 +46,6 @@ static uint32_t must_attach(int file, uint32_t ioas)
 	return ioas;
 }
 
-static int ioas_copy(int iommufd, uint32_t to, uint32_t from, uint64_t iova, size_t size)
-{
-	struct ioas_copy request = {
-		.size = sizeof(request),
-		.flags = 7,
-		.dst_ioas_id = to,
-		.src_ioas_id = from,
-		.length = size,
-		.dst_iova = iova,
-		.src_iova = iova,
-	};
-
-	return ioctl(iommufd, IOMMU_IOAS_COPY, &request);
-}
-
-#define IOMMU_IOAS_MAP_FILE_NR	_IO(IOMMUFD_TYPE, 0x8f)
-
-struct ioas_map_file {
-	uint32_t size;
-	uint32_t flags;		/* as of ioas_map */
-	uint32_t ioas_id;
-	int32_t fd;
-	uint64_t start;
-	uint64_t length;
-	uint64_t iova;
-};
-
-int ioas_map_file(int iommufd, uint32_t ioas, int fd, uint64_t iova, size_t size)
-{
-	struct ioas_map_file request = {
-		.size = sizeof(request),
-		.flags = 7,
-		.ioas_id = ioas,
-		.fd = fd,
-		.length = size,
-		.iova = iova,
-	};
-
-	return ioctl(iommufd, IOMMU_IOAS_MAP_FILE_NR, &request);
-}
-
 /* ---- phases -------------------------------------------------------------- */
 
 static void attach_flushes(int file, uint32_t ioas, long lines)

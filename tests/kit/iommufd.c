@@ -48,6 +48,47 @@ int ioas_unmap(int iommufd, uint32_t ioas, uint64_t iova, size_t size)
 	return ioctl(iommufd, IOMMU_IOAS_UNMAP, &request);
 }
 
+int ioas_copy(int iommufd, uint32_t to, uint32_t from, uint64_t iova, size_t size)
+{
+	struct ioas_copy request = {
+		.size = sizeof(request),
+		.flags = 7,
+		.dst_ioas_id = to,
+		.src_ioas_id = from,
+		.length = size,
+		.dst_iova = iova,
+		.src_iova = iova,
+	};
+
+	return ioctl(iommufd, IOMMU_IOAS_COPY, &request);
+}
+
+#define IOMMU_IOAS_MAP_FILE_NR	_IO(IOMMUFD_TYPE, 0x8f)
+
+struct ioas_map_file {
+	uint32_t size;
+	uint32_t flags;		/* as of ioas_map */
+	uint32_t ioas_id;
+	int32_t fd;
+	uint64_t start;
+	uint64_t length;
+	uint64_t iova;
+};
+
+int ioas_map_file(int iommufd, uint32_t ioas, int fd, uint64_t iova, size_t size)
+{
+	struct ioas_map_file request = {
+		.size = sizeof(request),
+		.flags = 7,
+		.ioas_id = ioas,
+		.fd = fd,
+		.length = size,
+		.iova = iova,
+	};
+
+	return ioctl(iommufd, IOMMU_IOAS_MAP_FILE_NR, &request);
+}
+
 /* Of the device with this folder in sysfs */
 static int open_device_file(const char *device)
 {

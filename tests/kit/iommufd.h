@@ -26,6 +26,10 @@ int edu_file(int index);
 /* For reading and writing, at this address */
 int ioas_map(int iommufd, uint32_t ioas, void *memory, uint64_t iova, size_t size);
 int ioas_unmap(int iommufd, uint32_t ioas, uint64_t iova, size_t size);
+/* What one IOAS has mapped there, in the other one as well, at the same address */
+int ioas_copy(int iommufd, uint32_t to, uint32_t from, uint64_t iova, size_t size);
+/* From Linux 6.13 on: a file's pages, which need not be mapped by a process */
+int ioas_map_file(int iommufd, uint32_t ioas, int fd, uint64_t iova, size_t size);
 
 int device_file_bind(int file, int iommufd);
 /* To a page table, or to one of an IOAS; @pt is what it is attached to then */

@@ -29,7 +29,8 @@
 static struct {
 	int kvm, vm, vcpu, device;
 	int container, iommufd, file[2];	/* groups, or devices' own; the VM tracks them */
-	uint32_t ioas[2], device_id;
+	uint32_t ioas[2], table[2], device_id;
+	int memory;				/* a file */
 	char text[1024];
 } here;
 /* For calls that are about VMs: a group that is attached */
@@ -442,6 +443,12 @@ static bool has_ioases(void)
 	return has_iommufd && has_both();
 }
 
+/* What came with Linux 6.13, and the fixture's PASIDs, which are of Linux 7.3 */
+static bool has_newer(void)
+{
+	return has_ioases() && has_pasids;
+}
+
 static int cdev_like(bool coherent)
 {
 	return must(open_cdev(must(cdev_number(device_like(false, coherent)))));
@@ -454,12 +461,17 @@ static void open_ioases(void)
 	here.ioas[1] = new_ioas(here.iommufd);
 }
 
-static void open_files(void)
+static void open_both(void)
 {
-	open_ioases();
 	here.file[0] = cdev_like(true);
 	here.file[1] = cdev_like(false);
 	track();
+}
+
+static void open_files(void)
+{
+	open_ioases();
+	open_both();
 }
 
 static int bind_second(void)
@@ -489,11 +501,16 @@ static void must_be_done(int ret, const char *what)
 		fail("%s: %s", what, name_of(ret));
 }
 
+static void bind_files(void)
+{
+	must(device_file_bind(here.file[0], here.iommufd));
+	must_be_done(bind_second(), "binding");
+}
+
 static void bind_both(void)
 {
 	open_files();
-	must(device_file_bind(here.file[0], here.iommufd));
-	must_be_done(bind_second(), "binding");
+	bind_files();
 }
 
 /* In both IOASes memory is mapped; a coherent device is attached to the first one. */
@@ -517,6 +534,58 @@ static void map_for_both(void)
 	attach_both();
 	must_be_done(map_in(0), "mapping");
 	must_be_done(map_in(1), "mapping");
+}
+
+/* A device is attached to the IOAS that memory is to be copied to. */
+static void map_to_copy(void)
+{
+	bind_both();
+	must_be_done(attach_to(1, 1), "attaching");
+	must_be_done(map_in(0), "mapping");
+}
+
+static void attach_for_file(void)
+{
+	attach_both();
+	here.memory = must(memfd_create("memory", MFD_CLOEXEC));
+	must(ftruncate(here.memory, RUNS * PAGE));
+	must(fallocate(here.memory, 0, 0, RUNS * PAGE));
+}
+
+/*
+ * Page tables of one IOAS in which memory is mapped: one that enforces coherency, and one that
+ * does not. They are made for devices that are not open yet.
+ */
+static void make_pasid_tables(void)
+{
+	int i;
+
+	open_ioases();
+	must_be_done(map_in(0), "mapping");
+	for (i = 0; i < 2; i++)
+		here.table[i] = new_pasid_table(here.iommufd, devices[device_like(false, !i)].id,
+						here.ioas[0]);
+	open_both();
+	bind_files();
+}
+
+#define ANY_PASID	PASIDS
+
+static int attach_by_pasid(int file, int table)
+{
+	return call(device_file_attach_pasid(here.file[file], ANY_PASID, here.table[table]));
+}
+
+static void attach_coherent_by_pasid(void)
+{
+	make_pasid_tables();
+	must_be_done(attach_by_pasid(0, 0), "attaching by a PASID");
+}
+
+static void attach_second_by_pasid(void)
+{
+	make_pasid_tables();
+	must_be_done(attach_by_pasid(1, 1), "attaching by a PASID");
 }
 
 static void group_and_ioas(void)
@@ -577,6 +646,49 @@ static int map_ioas(void)
 static int unmap_ioas(void)
 {
 	return call(ioas_unmap(here.iommufd, here.ioas[0], IOVA, RUNS * PAGE));
+}
+
+static int copy_ioas(void)
+{
+	return call(ioas_copy(here.iommufd, here.ioas[1], here.ioas[0], IOVA, RUNS * PAGE));
+}
+
+/* It is of its own: to unmap what it was copied from leaves it. */
+static void is_copied(int ret __attribute__((unused)))
+{
+	must_be_done(unmap_ioas(), "unmapping what was copied");
+	must(ioas_unmap(here.iommufd, here.ioas[1], IOVA, RUNS * PAGE));
+}
+
+static int map_file(void)
+{
+	return call(ioas_map_file(here.iommufd, here.ioas[0], here.memory, IOVA, RUNS * PAGE));
+}
+
+static void ioas_is_mapped(int ret __attribute__((unused)))
+{
+	must_be_done(unmap_ioas(), "unmapping");
+}
+
+static int attach_second_to_pasid(void)
+{
+	return attach_by_pasid(1, 1);
+}
+
+static int replace_by_pasid(void)
+{
+	return attach_by_pasid(0, 1);
+}
+
+static int detach_pasid(void)
+{
+	return call(device_file_detach_pasid(here.file[1], ANY_PASID));
+}
+
+/* As before; both devices are attached to one page table then. */
+static void pasid_is_attached(int ret __attribute__((unused)))
+{
+	must_be_done(attach_by_pasid(1, 1), "attaching by a PASID once more");
 }
 
 static int join_iommufd(void)
@@ -658,8 +770,18 @@ static const struct places {
 	{ "attaching to another", map_for_both, replace_second, NULL,
 	  DONE_BUT_EFAULT | BY_EFAULT | BY_ANY_OTHER, has_ioases },
 	{ "detaching", map_for_both, detach_second, NULL, BY_EFAULT | BY_ANY_OTHER, has_ioases },
+	{ "attaching by a PASID", make_pasid_tables, attach_second_to_pasid, pasid_is_attached,
+	  DONE_BUT_EFAULT | BY_EFAULT | BY_ANY_OTHER, has_newer },
+	{ "attaching by a PASID to another", attach_coherent_by_pasid, replace_by_pasid,
+	  pasid_is_attached, DONE_BUT_EFAULT | BY_EFAULT | BY_ANY_OTHER, has_newer },
+	{ "detaching a PASID", attach_second_by_pasid, detach_pasid, pasid_is_attached,
+	  BY_EFAULT | BY_ANY_OTHER, has_newer },
 	{ "IOMMU_IOAS_MAP", attach_both, map_ioas, NULL,
 	  DONE_BUT_EFAULT | BY_EFAULT | BY_ANY_OTHER, has_ioases },
+	{ "IOMMU_IOAS_COPY", map_to_copy, copy_ioas, is_copied,
+	  DONE_BUT_EFAULT | BY_EFAULT | BY_ANY_OTHER, has_ioases },
+	{ "IOMMU_IOAS_MAP_FILE", attach_for_file, map_file, ioas_is_mapped,
+	  DONE_BUT_EFAULT | BY_EFAULT | BY_ANY_OTHER, has_newer },
 	{ "IOMMU_IOAS_UNMAP", map_for_both, unmap_ioas, NULL,
 	  DONE_BUT_EFAULT | BY_EFAULT | BY_ANY_OTHER, has_ioases },
 	{ "a group joins an iommufd", group_and_ioas, join_iommufd, NULL, BY_EFAULT | BY_ANY_OTHER,
@@ -672,7 +794,7 @@ static void nothing_is_open(void)
 {
 	memset(&here, 0, sizeof(here));
 	here.kvm = here.vm = here.vcpu = here.device = here.container = here.iommufd = -1;
-	here.file[0] = here.file[1] = -1;
+	here.file[0] = here.file[1] = here.memory = -1;
 }
 
 static void close_all(void)
@@ -682,6 +804,7 @@ static void close_all(void)
 	close_fd(&here.file[1]);
 	close_fd(&here.container);
 	close_fd(&here.iommufd);
+	close_fd(&here.memory);
 	close_fd(&here.device);
 	close_fd(&here.vm);
 	close_fd(&here.kvm);
