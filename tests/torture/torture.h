@@ -287,7 +287,8 @@ void check_all(void);
 void check_unchanged(unsigned int turn);
 
 uint32_t next_random(void);
-void seed_random(uint32_t seed);
+/* What has another STREAM has other numbers. */
+void seed_random(uint32_t seed, uint32_t stream);
 unsigned int chance(unsigned int n);
 /* Any step, whatever the model says of it */
 void any_step(struct step *step);

@@ -7,19 +7,23 @@
 
 static uint64_t random_state;
 
-void seed_random(uint32_t seed)
+static uint64_t mixed(uint64_t z)
 {
-	random_state = 0x9e3779b97f4a7c15ULL * (seed + 1ULL);
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ULL;
+	z = (z ^ z >> 27) * 0x94d049bb133111ebULL;
+	return z ^ z >> 31;
+}
+
+/* Mixed, or the next seed would have the same numbers but for the first one. */
+void seed_random(uint32_t seed, uint32_t stream)
+{
+	random_state = mixed(((uint64_t)stream << 32 | seed) + 1);
 }
 
 /* splitmix64 */
 uint32_t next_random(void)
 {
-	uint64_t z = random_state += 0x9e3779b97f4a7c15ULL;
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ULL;
-	z = (z ^ z >> 27) * 0x94d049bb133111ebULL;
-	return (z ^ z >> 31) >> 32;
+	return mixed(random_state += 0x9e3779b97f4a7c15ULL) >> 32;
 }
 
 unsigned int chance(unsigned int n)

@@ -356,10 +356,10 @@ static const struct test tests[] = {
 	{ "random calls return what they should", test_results },
 	{ "a random walk is as the model says", test_walk },
 	{ "a walk that fails is made shorter", test_shorter },
-	{ "a random walk with faults", test_faults },
+	{ "a walk with faults is as the model says", test_faults },
 	{ "a flush without memory reaches all CPUs", test_flush_without_memory },
 	{ "calls that fail in each place change nothing", test_places },
-	{ "walks that look for new places", test_fuzz },
+	{ "a walk to new places is as the model says", test_fuzz },
 	{ "races leave nothing", test_races },
 };
 static const struct suite suite = SUITE(tests);

@@ -342,11 +342,42 @@ static void print_done(void)
 	walk->compared = 0;
 }
 
+/*
+ * How many steps in a hundred are, with the three before them, those of the walk before this one?
+ * Walks of one length that are picked anew have none in common, and those that can be told are few.
+ */
+static int alike(const struct step *steps, int count)
+{
+	static uint8_t before[1 << 16];
+	uint8_t now[sizeof(before)] = {};
+	int i, j, same = 0;
+	uint64_t hash;
+
+	for (i = 3; i < count; i++) {
+		for (hash = 0, j = i - 3; j <= i; j++)
+			hash = (hash ^ steps[j].kind ^ steps[j].a << 8 ^ steps[j].b << 16 ^
+				(uint64_t)steps[j].c << 24) * 0x9e3779b97f4a7c15ULL;
+		same += before[hash >> 48];
+		now[hash >> 48] = 1;
+	}
+	memcpy(before, now, sizeof(before));
+	return same * 100 / count;
+}
+
+/* What the names of the cases have alone, for --only */
+static const char *const stream_names[] = {
+	"random calls", "a random walk", "a walk with faults", "a walk to new places",
+};
+enum stream { RANDOM_CALLS, RANDOM_WALK, WITH_FAULTS, TO_NEW_PLACES };
+
 static void walk_on(long steps)
 {
 	int number, length, picked_from, failures = 0;
 	double begin = now(), said = begin;
+	enum stream stream = faults ? WITH_FAULTS : fuzzing ? TO_NEW_PLACES :
+			     results_only ? RANDOM_CALLS : RANDOM_WALK;
 	long done = 0;
+	bool good;
 
 	share_walk();
 	memset(walk->seen, 0, sizeof(walk->seen));
@@ -354,13 +385,16 @@ static void walk_on(long steps)
 	walk->fault_kinds = 0;
 	for (number = 0; done < steps; number++, done += length) {
 		length = steps - done < options.length ? steps - done : options.length;
-		seed_random(options.seed + number);
+		seed_random(options.seed + number, stream);
 		picked_from = 0;
 		/* They are slow, and there has to be something that can go wrong. */
 		walk->faults_from = length / 3;
 		if (fuzzing)
 			length = fuzz_walk(walk->steps, number, &picked_from);
-		if (run_walk(length, picked_from)) {
+		good = run_walk(length, picked_from);
+		if (!fuzzing && alike(walk->steps, length) > 30)
+			fail("seed %u has the steps of the one before it", options.seed + number);
+		if (good) {
 			fuzz_keep(walk->steps, length);
 		} else {
 			enum aspect aspect = walk->aspect;
@@ -372,9 +406,9 @@ static void walk_on(long steps)
 				       length, length - picked_from, faults ? "with faults, " : "", at,
 				       step_names[kind]);
 			else
-				printf("# --seed %u --steps %d --length %d fails in step %d (%s)\n",
-				       options.seed + number, length, length, at,
-				       step_names[kind]);
+				printf("# --seed %u --steps %d --length %d --only '%s' fails in step %d (%s)\n",
+				       options.seed + number, length, length,
+				       stream_names[stream], at, step_names[kind]);
 			explain();
 			without_step[kind] = true;
 			if (++failures >= options.failures)
@@ -439,7 +473,7 @@ void test_shorter(void)
 	misled = true;
 	walk->faults_from = LONGEST;
 	do
-		seed_random(seed++);
+		seed_random(seed++, RANDOM_WALK);
 	while (run_walk(options.length, 0) && seed < (int)options.seed + 8);
 	if (!walk->failed)
 		fail("a model that is wrong is as good as another one");
