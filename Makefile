@@ -157,7 +157,8 @@ KIT := $(addprefix tests/kit/,lab.c files.c pages.c hold.c vfio.c iommufd.c vm.c
 KIT_HEADERS := $(wildcard tests/kit/*.h tools/testing/selftests/kvm/*_uapi.h)
 
 LAB_TESTS := $(addprefix out/lab/,wbinvd_test ept_test mixed_test mtty_test mixtures_test budget_test torture_test dma_test)
-out/lab/wbinvd_test out/lab/budget_test out/lab/dma_test: tests/kit/wbinvd_phase.c
+out/lab/wbinvd_test out/lab/budget_test out/lab/dma_test: tests/kit/wbinvd_phase.c tests/kit/mark.c
+out/lab/torture_test: tests/kit/mark.c
 
 .SECONDEXPANSION:
 $(LAB_TESTS): out/lab/%_test: $$(wildcard tests/%/*.c tests/%/*.h) $(KIT) $(KIT_HEADERS)
@@ -267,7 +268,7 @@ locks:
 .PHONY: torture
 torture: setup
 	@set -e; for base in $(ALL_BASES); do \
-		$(MAKE) BASE=$$base modules iommufd out/lab/torture_test \
+		$(MAKE) BASE=$$base modules iommufd out/lab/torture_test out/lab/wbinvd.so \
 			out/$$base/vfio_testdev/vfio_testdev.ko out/$$base/kselftest; \
 		build/debug-kernel $$base; tests/fixtures/build $$base debug; done
 	@failed=0; bases=$(subst $(empty) $(empty),$(comma),$(ALL_BASES)); \

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "mark.h"
 #include "vm.h"
 #include "wbinvd_phase.h"
 
@@ -41,12 +42,7 @@ double now(void)
 
 /* ---- phases -------------------------------------------------------------- */
 
-enum { MARK_BETWEEN = 1, MARK_END = 2, MARK_FIRST_PHASE = 10, MARK_MAX = 512 };
-
-/* Each mark's code, eight bytes: nopl 0x4b56NNNN(%rax); ret. */
-#define MARK_CODE(number)	(0xc34b560000801f0fULL | (uint64_t)(number) << 24)
-
-static uint64_t *marks;
+#define MARK_MAX	512
 
 /* Shared by all processes of the test. */
 static struct {
@@ -57,27 +53,6 @@ static struct {
 const struct scenario *scenario;
 
 struct expected expected;
-
-static void make_marks(void)
-{
-	size_t size = MARK_MAX * sizeof(*marks);
-	int i;
-
-	marks = mmap(NULL, size, PROT_READ | PROT_WRITE,
-		     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (marks == MAP_FAILED)
-		fail("no memory for the marks");
-	for (i = 0; i < MARK_MAX; i++)
-		marks[i] = MARK_CODE(i);
-	must(mprotect(marks, size, PROT_READ | PROT_EXEC));
-}
-
-static void mark(int number)
-{
-	void (*code)(void) = (void (*)(void))&marks[number];
-
-	code();
-}
 
 void phase_begin(void)
 {
@@ -434,7 +409,7 @@ static void prepare(void)
 		patience = 6;
 	shared = shared_memory(sizeof(*shared));
 	shared->next_phase = MARK_FIRST_PHASE;
-	make_marks();
+	make_marks(MARK_MAX);
 	must(pin(0, 0));
 	keep_vms();
 }

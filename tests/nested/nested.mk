@@ -11,7 +11,7 @@ include Makefile
 NAMES := $(if $(shell grep -w gva_t include/kvm_util.h),-DHAVE_GVA_T) \
 	$(if $(shell grep -sw vm_init_descriptor_tables include/x86*/processor.h),-DHAVE_DESCRIPTOR_TABLES)
 SOURCES := $(TESTS)/nested/nested_test.c \
-	$(addprefix $(TESTS)/kit/,wbinvd_phase.c lab.c files.c hold.c vfio.c vm.c)
+	$(addprefix $(TESTS)/kit/,wbinvd_phase.c mark.c lab.c files.c hold.c vfio.c vm.c)
 
 # Of libvfio, which newer ones come with, and of what that links with, the test uses nothing.
 OBJECTS := $(filter-out $(LIBVFIO_O),$(LIBKVM_OBJS))

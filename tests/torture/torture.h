@@ -406,6 +406,9 @@ extern struct options options;
 
 void test_results(void);
 void test_walk(void);
+/* At the program's end: how many walks the lab's plugin was told of, up to MOST_MARKS of them */
+void end_phases(void);
+#define MOST_MARKS	8192
 void test_faults(void);
 void test_flush_without_memory(void);
 void test_places(void);

@@ -85,6 +85,9 @@ class Run:
                          "the same without memory types"]
         for module in ("vfio_testdev", "memtypes", "fail_calls"):
             self.command += ["--file", f"out/{base}/{folder}/{module}.ko"]
+        # Whatever was executed, seen from outside
+        self.command += ["--plugin", "out/lab/wbinvd.so,out=@DIR/wbinvd.counts",
+                         "--verify", "tests/kit/wbinvd_compare"]
         self.command += ["--", "out/lab/torture_test", "--seed", str(seed), "--steps", str(walk),
                          *["--memtypes"] * host.memtypes]
 

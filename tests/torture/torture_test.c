@@ -12,11 +12,12 @@
  *    that it has changed, of each file, in fdinfo, and what debugfs says of it: the flag, and
  *    how many CPUs wrote back their caches for what. Of the others these come in turn.
  *  - who uses vfio.ko, when ADD or DEL returns,
- *  - how often CPU 0 did, which a kprobe in KVM counts,
+ *  - how often each CPU did, which a kprobe in KVM counts,
  *  - each container's VFIO_DMA_CC_IOMMU.
  *
  * After every walk nothing may be left: references to modules, open groups, VMs that are
- * non-coherent.
+ * non-coherent. And from its begin to the end of all that it had each CPU has executed as many
+ * WBINVDs as the model says, which the lab's plugin counts: tests/kit/wbinvd_compare.
  *
  * On a kernel with kcov walks that came to new places in it are kept, changed, and put
  * together to new ones. With fault injection each call of KVM's, but for KVM_CREATE_VM, and of
@@ -50,6 +51,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "mark.h"
 #include "torture.h"
 
 struct options options = {
@@ -340,6 +342,7 @@ static void prepare(void)
 	if (options.memtypes && !stock)
 		load("memtypes.ko", "");
 	remember_references();
+	make_marks(MOST_MARKS);
 }
 
 static void set_up(const struct test *test __attribute__((unused)))
@@ -426,7 +429,10 @@ int main(int argc, char **argv)
 {
 	static const struct program program = { prepare, set_up, tear_down };
 	static const struct suite *const suites[] = { &suite }, *const replay[] = { &replay_suite };
+	int failed;
 
 	parse(argc, argv);
-	return run_tests(&program, options.replay ? replay : suites, 1, options.only);
+	failed = run_tests(&program, options.replay ? replay : suites, 1, options.only);
+	end_phases();
+	return failed;
 }

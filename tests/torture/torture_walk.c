@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "mark.h"
 #include "torture.h"
 
 #define LONGEST		4000
@@ -41,6 +42,8 @@ static struct walk {
 	char why[2400];
 	unsigned long injected;
 	int fault_kinds, faults_from;	/* a step */
+	uint64_t flushes[CPUS];	/* as the model says */
+	bool cpu1_gone;		/* it went offline, and executed a WBINVD for that */
 	long done[STEP_KINDS], seen[2];
 	double took[STEP_KINDS], compared;	/* seconds */
 	struct step steps[LONGEST];
@@ -95,6 +98,8 @@ static void __attribute__((noreturn)) be_walk(int picked_from)
 {
 	bool replay = picked_from >= walk->count && !fuzzing, with_faults = faults;
 	double begin, done;
+	uint64_t before;
+	int cpu;
 
 	if (setjmp(test_end))
 		wrong(BROKEN, "%s", why_ended());
@@ -104,7 +109,7 @@ static void __attribute__((noreturn)) be_walk(int picked_from)
 	/* An earlier walk may have left CPU 1 offline, and so its counter without a CPU. */
 	if (cpu1_online)
 		count_flushes_on(1);
-	flushes_on[0] = flushes_counted();
+	before = flushes_on[0] = flushes_counted();
 	fault_open();
 	fuzz_begin();
 	for (walk->at = 0; walk->at < walk->count; walk->at++) {
@@ -128,9 +133,12 @@ static void __attribute__((noreturn)) be_walk(int picked_from)
 			walk->compared += now() - done;
 		}
 		walk->done[step->kind % STEP_KINDS]++;
+		walk->cpu1_gone |= !cpu1_online;
 	}
 	if (!results_only)
 		check_all();
+	for (cpu = 0; cpu < CPUS; cpu++)
+		walk->flushes[cpu] = flushes_on[cpu] - (cpu ? 0 : before);
 	walk->injected += faults_injected;
 	walk->fault_kinds |= fault_kinds;
 	end_processes();
@@ -179,6 +187,53 @@ static int reap(pid_t pid)
 	return status;
 }
 
+/* ---- seen from outside --------------------------------------------------- */
+
+static int phases;
+static bool in_phase;
+
+/*
+ * What the host executes from here on is the walk's, up to the end of all that it had. The marks
+ * are this process's, which stays on CPU 0.
+ */
+static void begin_phase(void)
+{
+	int number = MARK_FIRST_PHASE + phases;
+
+	if (!in_phase)
+		return;
+	if (number >= MOST_MARKS)
+		fail("more than %d walks", phases);
+	mark(number);
+}
+
+/* For tests/kit/wbinvd_compare. Of a walk that failed, or of stock modules, the model knows nothing. */
+static void end_phase(const char *of, int seed)
+{
+	int cpu;
+
+	if (!in_phase)
+		return;
+	mark(MARK_NO_PHASE);
+	in_phase = false;
+	printf("# expect %d by 0 host", MARK_FIRST_PHASE + phases++);
+	for (cpu = 0; cpu < CPUS; cpu++)
+		if (walk->failed || stock || (cpu && walk->cpu1_gone))
+			printf(" %d:*", cpu);
+		else
+			printf(" %d:%lu", cpu, (unsigned long)walk->flushes[cpu]);
+	printf(" guest");
+	for (cpu = 0; cpu < CPUS; cpu++)
+		printf(" %d:*", cpu);
+	printf(" -- %s of seed %d\n", of, seed);
+}
+
+void end_phases(void)
+{
+	mark(MARK_END);
+	printf("# expected %d phases\n", phases);
+}
+
 /* The first steps, up to PICKED_FROM, are in walk->steps already. */
 static bool run_walk(int count, int picked_from)
 {
@@ -193,7 +248,9 @@ static bool run_walk(int count, int picked_from)
 	walk->at = 0;
 	walk->count = count;
 	walk->failed = false;
+	walk->cpu1_gone = false;
 	walk->why[0] = '\0';
+	begin_phase();
 	fflush(stdout);
 	pid = must(fork());
 	if (!pid)
@@ -391,7 +448,9 @@ static void walk_on(long steps)
 		walk->faults_from = length / 3;
 		if (fuzzing)
 			length = fuzz_walk(walk->steps, number, &picked_from);
+		in_phase = true;
 		good = run_walk(length, picked_from);
+		end_phase(stream_names[stream], options.seed + number);
 		if (!fuzzing && alike(walk->steps, length) > 30)
 			fail("seed %u has the steps of the one before it", options.seed + number);
 		if (good) {
