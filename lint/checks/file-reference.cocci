@@ -51,9 +51,14 @@ coccilib.report.print_report(p[0], "fget() whose NULL is not looked for")
 // The user's reference to its file goes last, with nothing locked.
 @locked exists@
 expression E;
+statement S;
 position p;
 @@
+(
  mutex_lock(&E);
+|
+ if (mutex_lock_killable(&E)) S
+)
  ... when != mutex_unlock(&E)
  fput@p(...)
 

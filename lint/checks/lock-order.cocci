@@ -158,9 +158,14 @@ for one in p:
 @under exists@
 expression K;
 identifier g;
+statement S;
 position p;
 @@
+(
  mutex_lock(&K->lock);
+|
+ if (mutex_lock_killable(&K->lock)) S
+)
  ... when != mutex_unlock(&K->lock)
      when any
  g@p(...)
@@ -178,9 +183,14 @@ if str(K).replace(" ", "").endswith("kvm"):
 expression K, E;
 const struct vfio_external_user_api *V;
 identifier m;
+statement S;
 position p;
 @@
+(
  mutex_lock(&K->lock);
+|
+ if (mutex_lock_killable(&K->lock)) S
+)
  ... when != mutex_unlock(&K->lock)
      when any
 (
@@ -198,9 +208,14 @@ coccilib.report.print_report(p[0], "a call that may need VFIO's locks, under kvm
 
 @drained exists@
 expression E, V;
+statement S;
 position p;
 @@
+(
  mutex_lock(&E);
+|
+ if (mutex_lock_killable(&E)) S
+)
  ... when != mutex_unlock(&E)
      when any
  V->drain_open@p(...)
@@ -214,9 +229,14 @@ coccilib.report.print_report(p[0], "drain_open() under %s" % E)
 @held exists@
 expression E;
 identifier g;
+statement S;
 position p;
 @@
+(
  mutex_lock(&E);
+|
+ if (mutex_lock_killable(&E)) S
+)
  ... when != mutex_unlock(&E)
      when any
  g@p(...)

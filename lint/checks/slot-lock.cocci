@@ -119,9 +119,14 @@ coccilib.report.print_report(p[0], "coherency_changed() is called when slot->loc
 // The user must be able to take no lock twice.
 @again exists@
 expression slot;
+statement S;
 position p;
 @@
+(
  mutex_lock(&slot->lock);
+|
+ if (mutex_lock_killable(&slot->lock)) S
+)
  ... when != mutex_unlock(&slot->lock)
 (
  vfio_external_slot_update@p(...)

@@ -10,10 +10,13 @@ virtual report
 @locked exists@
 expression E;
 identifier f =~ "^(_*(get|put)_user|_*copy_(from|to)_user|clear_user|strndup_user|memdup_user|fault_in_.*|fget(_raw)?|fdget(_raw|_pos)?|sockfd_lookup)$";
+statement S;
 position p;
 @@
 (
  mutex_lock(&E);
+|
+ if (mutex_lock_killable(&E)) S
 |
  lockdep_assert_held(&E);
 )
