@@ -48,9 +48,9 @@
 	step(RUN, 96)		/* a: VM, b: vCPU, c: CPU */		\
 	step(BLOCK, 8)		/* a: VM, b: vCPU */			\
 	step(UNBLOCK, 8)	/* a: VM */				\
-	step(MEMSLOT, 8)	/* a: VM, b: slot, c: 1 create, 0 delete */ \
-	step(ADD, 104)		/* a: VM, b: file, c: 1 by its copy */	\
-	step(DEL, 64)		/* a: VM, b: file, c: 1 by its copy */	\
+	step(MEMSLOT, 12)	/* a: VM, b: slot, c: odd create, even delete */ \
+	step(ADD, 104)		/* a: VM, b: file, c: odd by its copy */ \
+	step(DEL, 64)		/* a: VM, b: file, c: odd by its copy */ \
 	step(READ, 12)		/* a: VM, b: file, c: the VM's state, or the file's by its copy */ \
 	step(BAD, 64)		/* a: VM, b: which call, c: file */	\
 	step(OPEN, 40)		/* a: group, b: file */			\
@@ -61,7 +61,7 @@
 	step(CDEV_DETACH, 16)	/* a: file */				\
 	step(PASID_ATTACH, 24)	/* a: file, b: PASID, c: page table */	\
 	step(PASID_DETACH, 12)	/* a: file, b: PASID */			\
-	step(CLOSE, 20)		/* a: file, c: 1 its copy */		\
+	step(CLOSE, 32)		/* a: file, c: odd its copy */		\
 	step(DUP, 12)		/* a: file */				\
 	step(SEND, 8)		/* a: file */				\
 	step(RECEIVE, 8)						\
@@ -75,7 +75,7 @@
 	step(FORK, 4)		/* a: holder */				\
 	step(KILL, 4)		/* a: holder */				\
 	step(FOREIGN, 8)	/* a: holder, b: VM, c: file */		\
-	step(CPU, 1)		/* c: CPU 1 is 1 online, 0 offline */
+	step(CPU, 4)		/* c: CPU 1 is 1 online, 0 offline */
 
 #define STEP_NUMBER(name, weight)	STEP_##name,
 enum { STEPS(STEP_NUMBER) STEP_KINDS };
@@ -272,6 +272,8 @@ void __attribute__((noreturn, format(printf, 2, 3)))
 wrong(enum aspect aspect, const char *format, ...);
 
 const char *name_of(int result);
+/* A call of the step has */
+extern bool has_succeeded;
 void expect(const char *what, int result, int expected);
 
 /* A system call that returns 0 or more, or fails: the result as the kernel gave it */

@@ -14,6 +14,8 @@ const char *const aspect_names[] = {
 	[REFERENCES] = "references", [HANG] = "hang", [BROKEN] = "broken",
 };
 
+bool has_succeeded;
+
 const char *name_of(int result)
 {
 	return result >= 0 ? "success" : strerrorname_np(-result) ?: "an unknown error";
@@ -22,6 +24,7 @@ const char *name_of(int result)
 /* What succeeds may return any number. */
 void expect(const char *what, int result, int expected)
 {
+	has_succeeded |= result >= 0;
 	if ((result < 0 ? result : 0) != expected)
 		wrong(RESULT, "%s: %s instead of %s", what, name_of(result), name_of(expected));
 }

@@ -64,8 +64,10 @@ const char *no_faults(void)
 	/* What may wait fails as well, and there is no stack trace of what is wanted. */
 	must_put(FAILSLAB "ignore-gfp-wait", "N");
 	must_put(FAILSLAB "verbose", "0");
-	put(FAIL_PAGE "ignore-gfp-wait", "N");
-	put(FAIL_PAGE "verbose", "0");
+	must_put(FAIL_PAGE "ignore-gfp-wait", "N");
+	must_put(FAIL_PAGE "verbose", "0");
+	/* A single page as well */
+	must_put(FAIL_PAGE "min-order", "0");
 	must_put(FAIL_USERCOPY "verbose", "0");
 	if (!loaded) {
 		load("fail_calls.ko", "");
@@ -167,9 +169,9 @@ bool fault_again(int result, int how)
 		return false;
 	failed = has_failed();
 	fail_at(0);
-	/* The call has fewer places than that. */
+	/* The call has fewer places than that. If it failed by itself the next one is to come there. */
 	if (!failed) {
-		next_place[current_kind] = 0;
+		next_place[current_kind] = result < 0 ? place - 1 : 0;
 		return false;
 	}
 	faults_injected++;

@@ -22,9 +22,9 @@
 #define WAYS		(1 << 16)
 #define KEPT		512
 /* Of a walk that is kept, in steps */
-#define LENGTH		120
+#define LENGTH		250
 /* So many are picked by the model alone, to begin with; and later one of so many. */
-#define FIRST		8
+#define FIRST		4
 
 bool fuzzing;
 

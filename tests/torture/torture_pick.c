@@ -106,6 +106,21 @@ static bool is_free(int f)
 	return !files[f].used;
 }
 
+/* Hardly any is left: no file is opened, and nothing changes any more. */
+static bool few_are_free(void)
+{
+	int f, free = 0;
+
+	for (f = 0; f < FILES; f++)
+		free += is_free(f);
+	return free < FILES / 4;
+}
+
+static bool is_closed_container(int container)
+{
+	return containers[container].fd < 0;
+}
+
 static bool waits_for_iommu(int container)
 {
 	int f;
@@ -225,6 +240,10 @@ static void fit(struct step *step)
 	case STEP_UNBLOCK:
 		step->a = some(VMS, is_blocked);
 		break;
+	case STEP_MEMSLOT:
+		step->a = some(LOCAL_VMS, is_vm);
+		step->c = !vms[step->a].memslot[step->b % MEMSLOTS];
+		break;
 	case STEP_ADD:
 		step->a = some(VMS, has_device);
 		step->b = file_to_add(step->a);
@@ -272,7 +291,7 @@ static void fit(struct step *step)
 	case STEP_DUP:
 	case STEP_SEND:
 		step->a = some(FILES, is_open_file);
-		step->c = step->kind == STEP_CLOSE && files[step->a].copy >= 0;
+		step->c = step->kind == STEP_CLOSE && files[step->a].copy >= 0 && chance(2);
 		break;
 	case STEP_JOIN:
 		step->a = some(FILES, is_out);
@@ -282,6 +301,10 @@ static void fit(struct step *step)
 		break;
 	case STEP_IOMMU:
 		step->b = some(CONTAINERS, waits_for_iommu);
+		break;
+	case STEP_CONTAINER:
+		step->b = some(CONTAINERS, is_closed_container);
+		step->c = containers[step->b].fd < 0;
 		break;
 	case STEP_BIND:
 		step->a = some(nr_devices, is_unbound);
@@ -324,6 +347,12 @@ void any_step(struct step *step)
 void pick_step(struct step *step)
 {
 	any_step(step);
+	/* A file that a VM tracks, and nobody has any more, goes with the VM's device. */
+	if (few_are_free() && chance(3) && !without_step[STEP_CLOSE])
+		step->kind = chance(4) || without_step[STEP_DEVICE_CLOSE] ? STEP_CLOSE :
+									    STEP_DEVICE_CLOSE;
+	if (step->kind <= STEP_BAD)
+		step->a %= VMS;
 	if (chance(8))
 		fit(step);
 }

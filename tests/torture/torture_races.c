@@ -31,7 +31,7 @@
 #define RACE_DEVICES	4	/* files of devices */
 #define RACE_CONTAINERS	2
 #define RACE_CDEVS	4	/* devices' own files */
-#define STOPS		4	/* in which all is compared */
+#define STOPS		8	/* in which all is compared */
 
 /* In the process that races, and what it says to the one that waits */
 static struct race {
@@ -42,6 +42,7 @@ static struct race {
 	atomic_long added;		/* files */
 	atomic_bool failed;
 	long compared, seen[2];		/* VMs, coherent and non-coherent ones */
+	long groups[2];			/* that were compared, not attached and attached */
 	long changes;			/* of what VMs are */
 	char why[400];
 } *race;
@@ -233,7 +234,7 @@ static void set_iommu(int container)
 	ALLOW("VFIO_SET_IOMMU", call(container_set_iommu(container)), -EBUSY, -ENODEV);
 }
 
-/* Its devices were unbound meanwhile: with this file nothing can be done any more. */
+/* No VM has it any more, nor anybody else. */
 static void forget_group(int g)
 {
 	int i;
@@ -265,11 +266,11 @@ static void race_attached(uint64_t *state)
 {
 	int device = any_device(state), g = any(state, nr_groups), container, times;
 
-	/* While groups are open their devices' own files cannot be bound. */
-	if (has_iommufd && any(state, 3))
+	if (has_iommufd && any(state, 2))
 		return;
 	race_open_group(g);
 	container = shared.container[any(state, RACE_CONTAINERS)];
+	/* Its devices were unbound meanwhile: with this file nothing can be done any more. */
 	if (join(shared.group[g], container) == -ENODEV) {
 		forget_group(g);
 		return;
@@ -287,6 +288,9 @@ static void race_attached(uint64_t *state)
 		}
 		read_vm(any_device(state));
 	}
+	/* While groups are open their devices' own files cannot be bound. */
+	if (has_iommufd && any(state, 2))
+		forget_group(g);
 }
 
 static void race_container(uint64_t *state)
@@ -738,34 +742,72 @@ static bool group_can_be_coherent(int g)
 	return true;
 }
 
-/* What it is to all VMs, or ~0 if none tracks it; and is it possible? */
+/* 1: its devices can be opened, so it is attached; 0: it is not; NONE: none is bound now. */
+static int group_is_attached(int g)
+{
+	int i, fd = -ENODEV;
+
+	for (i = 0; i < nr_devices && fd == -ENODEV; i++)
+		if (devices[i].group == g)
+			fd = call(ioctl(shared.group[g], VFIO_GROUP_GET_DEVICE_FD, devices[i].name));
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0 ? 1 : fd == -EINVAL ? 0 : NONE;
+}
+
+static int file_state(int v, int fd, unsigned int *is)
+{
+	struct kvm_vfio_file_state file = { .fd = fd };
+	int ret = shared.device[v] < 0 ? -ENOENT :
+		  call(kvm_vfio_attr(shared.device[v], KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_STATE,
+				     KVM_DEV_VFIO_STATE_FILE, &file));
+
+	*is = file.coherency;
+	return ret;
+}
+
+/* One that no VM tracks: what would it be to a VM? ~0 if there is none that can track it. */
+static unsigned int state_when_added(int fd)
+{
+	unsigned int is = ~0u;
+	int v;
+
+	for (v = 0; v < RACE_VMS && is == ~0u; v++) {
+		if (shared.device[v] < 0 || call(kvm_vfio_add(shared.device[v], fd)))
+			continue;
+		if (file_state(v, fd, &is) || call(kvm_vfio_del(shared.device[v], fd)))
+			race_fails("a file that was added cannot be read, or deleted");
+	}
+	return is;
+}
+
+/* Is it to all VMs what it is? */
 static int compare_group(int g, char *why)
 {
-	struct vfio_group_status status = { .argsz = sizeof(status) };
-	int v, ret, fd = shared.group[g];
-	unsigned int is = ~0u;
+	int v, ret, fd = shared.group[g], attached;
+	unsigned int is = ~0u, to_one, expected;
 
-	if (fd < 0)
+	if (fd < 0 || groups[g].emulated)
 		return 0;
 	for (v = 0; v < RACE_VMS; v++) {
-		struct kvm_vfio_file_state file = { .fd = fd };
-
-		ret = shared.device[v] < 0 ? -ENOENT :
-		      call(kvm_vfio_attr(shared.device[v], KVM_GET_DEVICE_ATTR,
-					 KVM_DEV_VFIO_STATE, KVM_DEV_VFIO_STATE_FILE, &file));
+		ret = file_state(v, fd, &to_one);
 		if (ret == -ENOENT)
 			continue;
-		if (ret || (is != ~0u && is != file.coherency))
+		if (ret || (is != ~0u && is != to_one))
 			return differs(why, "group %d: %s, %u to VM %d, %u to others", g,
-				       name_of(ret), file.coherency, v, is);
-		is = file.coherency;
+				       name_of(ret), to_one, v, is);
+		is = to_one;
 	}
-	if (is == ~0u || ioctl(fd, VFIO_GROUP_GET_STATUS, &status) || groups[g].emulated)
+	if (is == ~0u)
+		is = state_when_added(fd);
+	attached = is == ~0u ? NONE : group_is_attached(g);
+	if (attached == NONE)
 		return 0;
-	if (!(status.flags & VFIO_GROUP_FLAGS_CONTAINER_SET) && is != KVM_VFIO_FILE_NOT_ATTACHED)
-		return differs(why, "group %d is %u, and has no container", g, is);
-	if (is == KVM_VFIO_FILE_ENFORCED && !group_can_be_coherent(g))
-		return differs(why, "group %d is coherent, its device is not", g);
+	expected = !attached ? KVM_VFIO_FILE_NOT_ATTACHED : group_can_be_coherent(g) ?
+		   KVM_VFIO_FILE_ENFORCED : KVM_VFIO_FILE_NOT_ENFORCED;
+	if (is != expected)
+		return differs(why, "group %d is %u instead of %u", g, is, expected);
+	race->groups[attached]++;
 	return 0;
 }
 
@@ -974,6 +1016,8 @@ static void __attribute__((noreturn)) be_race(void)
 	_exit(0);
 }
 
+/* So many calls, and something of each kind has come about. */
+#define ENOUGH		800
 /* Seconds in which nobody comes any further */
 #define RACE_LIMIT	120
 
@@ -1022,19 +1066,22 @@ void test_races(void)
 		fail("%s", left);
 	if (race->done > 500 && !race->added)
 		fail("no file was ever added");
-	if (!stock && race->done > 2000 && !race->changes && has_noncoherent_devices())
+	if (!stock && race->done > ENOUGH && !race->changes && has_noncoherent_devices())
 		fail("no VM has ever changed");
 	if (has_iommufd && race->done > 500 && !race->attached)
 		fail("nothing was ever attached by iommufd");
 	if (has_pasids && race->done > 2000 && !race->by_pasid)
 		fail("nothing was ever attached by a PASID");
-	if (!stock && race->done > 2000 && !race->mapped)
+	if (!stock && race->done > ENOUGH && !race->mapped)
 		fail("no memory was ever mapped");
-	if (has_uffd && race->done > 2000 && !race->blocked)
+	if (has_uffd && race->done > ENOUGH && !race->blocked)
 		fail("no vCPU was ever blocked");
 	if (!stock && !race->compared)
 		fail("the threads were never compared");
-	printf("# %ld calls by %d threads, %ld of them added a file, %ld attached by iommufd, %ld by a PASID, %ld blocked a vCPU, %ld mapped memory; VMs have changed %ld times, and were in %ld stops coherent %ld times, non-coherent %ld times\n",
+	if (!stock && race->done > ENOUGH && !race->groups[1])
+		fail("no group was ever attached when they were compared");
+	printf("# %ld calls by %d threads, %ld of them added a file, %ld attached by iommufd, %ld by a PASID, %ld blocked a vCPU, %ld mapped memory; VMs have changed %ld times, and were in %ld stops coherent %ld times, non-coherent %ld times; groups were not attached %ld times, attached %ld times\n",
 	       race->done, THREADS + 1, race->added, race->attached, race->by_pasid, race->blocked,
-	       race->mapped, race->changes, race->compared, race->seen[0], race->seen[1]);
+	       race->mapped, race->changes, race->compared, race->seen[0], race->seen[1],
+	       race->groups[0], race->groups[1]);
 }

@@ -297,7 +297,7 @@ static void step_unblock(const struct step *step)
 static void step_memslot(const struct step *step)
 {
 	int number = step->b % MEMSLOTS, expected = 0;
-	bool create = step->c;
+	bool create = step->c & 1;
 	struct vm *vm = &vms[step->a];
 	struct kvm_userspace_memory_region region = {
 		.slot = 2 + number, .guest_phys_addr = 0x10000 * (1 + number),
@@ -325,7 +325,7 @@ static int fd_of(const struct file *file, bool copy)
 
 static void step_add_or_del(const struct step *step, bool add)
 {
-	int v = step->a, fd = fd_of(&files[step->b], step->c), ret, expected = 0;
+	int v = step->a, fd = fd_of(&files[step->b], step->c & 1), ret, expected = 0;
 	bool last = add ? !vms[v].files : vms[v].files == 1;
 	struct file *file = &files[step->b];
 	struct vm *vm = &vms[v];
@@ -677,7 +677,7 @@ static void step_close(const struct step *step)
 	struct file *file = &files[step->a];
 
 	if (file->used)
-		close_fd(step->c ? &file->copy : &file->fd);
+		close_fd(step->c & 1 ? &file->copy : &file->fd);
 }
 
 static void step_dup(const struct step *step)
