@@ -4,17 +4,31 @@ judged by it."""
 
 import glob
 import os
+import re
 
+from kit import bases
 from kit.common import TOP, Problem, read_bytes, write
+from tests import runner
+
+
+def is_ours(folder, base, name):
+    """Is this one of the runs of make check-NAME or make torture, by how they are called now? One by hand,
+    or of a test that has gone, shows nothing of the tests."""
+    checks = (runner.lab_check(home, check, section, base, name, False)
+              for home, check, section in runner.entries()
+              if "command" not in section and all(bases.fact(base, need) for need in section.get("needs", ())))
+    return (re.fullmatch(rf"torture-\d+-{re.escape(base)}", folder) or
+            folder in {os.path.basename(check.folder) for check in checks if check})
 
 
 def runs(base, name, kind):
-    """The folders of the runs with the kernel NAME that is built."""
+    """The folders of the tests' runs with the kernel NAME that is built."""
     kernel = os.path.join(TOP, "out", base, name, ".fingerprint")
     if not os.path.exists(kernel):
         raise Problem(f"there is no such kernel: run build/debug-kernel {base} {name} first.")
-    return [os.path.dirname(path) for path in sorted(glob.glob(os.path.join(TOP, "out/lab/*", kind, "kernel")))
-            if read_bytes(path) == read_bytes(kernel)]
+    folders = [os.path.dirname(path) for path in sorted(glob.glob(os.path.join(TOP, "out/lab/*", kind, "kernel")))
+               if read_bytes(path) == read_bytes(kernel)]
+    return [folder for folder in folders if is_ours(os.path.basename(os.path.dirname(folder)), base, name)]
 
 
 def report(path, said, cases):
