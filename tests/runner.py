@@ -230,9 +230,11 @@ def inputs(check):
     """The files that decide what a check says."""
     if not check.folder:
         room = check.home.split("/", maxsplit=1)[0]
-        # What looks at the texts looks at all of them.
-        folders = ["."] if room == "lint" else rooms.used_by(room)
-        return [*rooms.files(*folders), *made("*/tree.stamp"), *made("*/modules/*.ko")]
+        # What looks at the texts, or at how rooms use each other, looks at all of them; what others say is
+        # compared with the README, too.
+        folders = ["."] if room in ("lint", "kit") else rooms.used_by(room)
+        top = filter(os.path.isfile, (os.path.join(TOP, name) for name in os.listdir(TOP)))
+        return {*rooms.files(*folders), *top, *made("*/tree.stamp"), *made("*/modules/*.ko")}
     base = option(check.commands[0], "--base")
     words = {part for command in check.commands for word in command for part in re.split("[,:]", word)}
     paths = {os.path.join(TOP, word) for word in words}
