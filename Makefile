@@ -163,11 +163,11 @@ out/lab/torture_test: tests/kit/mark.c
 .SECONDEXPANSION:
 $(LAB_TESTS): out/lab/%_test: $$(wildcard tests/%/*.c tests/%/*.h) $(KIT) $(KIT_HEADERS)
 	@mkdir -p $(@D)
-	$(CC) -O2 -Wall -static -pthread -I tests/kit -o $@ $(filter %.c,$^)
+	$(CC) -O2 -Wall -Werror=implicit -static -pthread -I tests/kit -o $@ $(filter %.c,$^)
 
 out/lab/bench: bench/bench.c $(KIT) $(KIT_HEADERS)
 	@mkdir -p $(@D)
-	$(CC) -O2 -Wall -static -pthread -I tests/kit -o $@ $(filter %.c,$^)
+	$(CC) -O2 -Wall -Werror=implicit -static -pthread -I tests/kit -o $@ $(filter %.c,$^)
 
 # The fixture fits Debian's kernel, stock modules and ours alike. It knows by itself whether
 # anything changed, the tree's headers included.
@@ -200,7 +200,7 @@ $(O)/libvfio: | tree
 
 $(SELFTESTS:%=$(O)/%): $(O)/%: tools/testing/selftests/kvm/%.c \
 		$(wildcard tools/testing/selftests/kvm/vfio_*.h) | tree
-	$(CC) -O2 -Wall -static -pthread -I $(O)/tree/tools/testing/selftests -o $@ $<
+	$(CC) -O2 -Wall -Werror=implicit -static -pthread -I $(O)/tree/tools/testing/selftests -o $@ $<
 
 # Those whose files say `check = true`, unless one is asked for; then none has the quick group alone.
 BASES_THAT_SAY = $(shell for base in $(BASES); do \

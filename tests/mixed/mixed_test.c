@@ -34,6 +34,7 @@
  */
 #define _GNU_SOURCE
 #include <stdio.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "mixed.h"
