@@ -97,13 +97,13 @@ static struct {
 	int error;
 } prefault;
 
-static bool has_prefault(void)
+static void need_prefault(void)
 {
-	bool has = ioctl(vm.fd, KVM_CHECK_EXTENSION, KVM_CAP_PRE_FAULT_MEMORY) > 0;
-
-	if (!has && !kernel_before(6, 11))
+	if (ioctl(vm.fd, KVM_CHECK_EXTENSION, KVM_CAP_PRE_FAULT_MEMORY) > 0)
+		return;
+	if (!kernel_before(6, 11))
 		fail("KVM does not know KVM_PRE_FAULT_MEMORY, which 6.11 brought");
-	return has;
+	skip("Linux before 6.11 has no KVM_PRE_FAULT_MEMORY");
 }
 
 static void *run_prefault(void *unused __attribute__((unused)))
@@ -170,8 +170,7 @@ static void test_prefault_held(void)
 {
 	char options[40];
 
-	if (!has_prefault())
-		return;
+	need_prefault();
 	attach(NONCOHERENT, 0);
 	snprintf(options, sizeof(options), "second=%u", PREFAULTED >> 12);
 	hold_at("kvm_vcpu_gfn_to_memslot", options);
@@ -188,8 +187,7 @@ static void test_prefault_against_changes(void)
 {
 	int i;
 
-	if (!has_prefault())
-		return;
+	need_prefault();
 	stop_trace();			/* which would be full soon */
 	attach(NONCOHERENT, 0);
 	start_prefault(false);
@@ -213,8 +211,7 @@ static void test_prefault_fails(void)
 	struct kvm_pre_fault_memory range = { .gpa = PREFAULTED, .size = 4096 };
 	void *page = (char *)vm.small + (PREFAULTED - SMALL);
 
-	if (!has_prefault())
-		return;
+	need_prefault();
 	attach(NONCOHERENT, 0);
 	add(NONCOHERENT);
 	must(mprotect(page, 4096, PROT_NONE));
