@@ -134,8 +134,10 @@ class Comparison:
         return any(chance(ours[end], stock[end], rounds) < 0.01 for end in {*ours, *stock})
 
     def may_differ(self, name):
-        """Are there ends that one side alone had?"""
-        return set(self.ends["ours"][name]) != set(self.ends["stock"][name])
+        """Are there ends that one side alone had, and not just once in many times?"""
+        ours, stock = (collections.Counter(self.ends[side][name]) for side in SIDES)
+        often = 1 if len(self.ends["ours"][name]) == 1 else 2
+        return any(max(ours[end], stock[end]) >= often for end in set(ours) ^ set(stock))
 
     def again(self, pool):
         """Let those that differ run often enough to tell."""
