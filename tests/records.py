@@ -2,23 +2,25 @@
 """What runs with a kernel of build/debug-kernel leave in out/lab/NAME/KIND, and the report of what is
 judged by it."""
 
+import argparse
 import glob
 import os
 import re
 
-from kit import bases
 from kit.common import TOP, Problem, read_bytes, write
 from tests import runner
 
 
-def is_ours(folder, base, name):
-    """Is this one of the runs of make check-NAME or make torture, by how they are called now? One by hand,
-    or of a test that has gone, shows nothing of the tests."""
-    checks = (runner.lab_check(home, check, section, base, name, False)
-              for home, check, section in runner.entries()
-              if "command" not in section and all(bases.fact(base, need) for need in section.get("needs", ())))
-    return (re.fullmatch(rf"torture-\d+-{re.escape(base)}", folder) or
-            folder in {os.path.basename(check.folder) for check in checks if check})
+def of_tests(folders, base, name):
+    """Those of make check-NAME and make torture, by how their runs are called now. One by hand, or of a test
+    that has gone, shows nothing of the tests."""
+    checks = {os.path.basename(check.folder)
+              for check in runner.listed_checks(base, argparse.Namespace(kernel=name))}
+    torture = re.compile(rf"torture-\d+-{re.escape(base)}")
+    for folder in folders:
+        run = os.path.basename(os.path.dirname(folder))
+        if run in checks or torture.fullmatch(run):
+            yield folder
 
 
 def runs(base, name, kind):
@@ -28,7 +30,7 @@ def runs(base, name, kind):
         raise Problem(f"there is no such kernel: run build/debug-kernel {base} {name} first.")
     folders = [os.path.dirname(path) for path in sorted(glob.glob(os.path.join(TOP, "out/lab/*", kind, "kernel")))
                if read_bytes(path) == read_bytes(kernel)]
-    return [folder for folder in folders if is_ours(os.path.basename(os.path.dirname(folder)), base, name)]
+    return list(of_tests(folders, base, name))
 
 
 def report(path, said, cases):

@@ -7,7 +7,7 @@ virtual report
 
 // What must not wait is not charged; it is of no process.
 @charged@
-identifier f =~ "^(k[vm]?[mzc]alloc|kvmalloc|kvzalloc|kmalloc|kzalloc|kcalloc).*$";
+identifier f =~ "^k[vm]?[mzc]alloc.*$";
 expression E;
 position p;
 @@
@@ -23,7 +23,7 @@ position p;
 
 // The macros of newer kernels charge nobody unless they are told to.
 @plain@
-identifier f =~ "^(k[vm]?[mzc]alloc|kvmalloc|kvzalloc|kmalloc|kzalloc|kcalloc).*$";
+identifier f =~ "^k[vm]?[mzc]alloc.*$";
 position p != charged.p;
 @@
  f@p(...)

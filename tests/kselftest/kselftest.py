@@ -129,8 +129,6 @@ class Comparison:
     def differs(self, name):
         ours, stock = (collections.Counter(self.ends[side][name]) for side in SIDES)
         rounds = len(self.ends["ours"][name])
-        if rounds == 1:
-            return ours != stock
         return any(chance(ours[end], stock[end], rounds) < 0.01 for end in {*ours, *stock})
 
     def may_differ(self, name):
@@ -144,8 +142,7 @@ class Comparison:
         for rounds in ROUNDS:
             if self.broken:
                 return
-            names = [name for name in self.names if self.may_differ(name) and
-                     (rounds == ROUNDS[0] or not self.differs(name))]
+            names = [name for name in self.names if self.may_differ(name) and not self.differs(name)]
             if names:
                 say(f"# {self.base}: again, {rounds} times with each: {' '.join(names)}")
                 self.note(self.start(pool, [name for name in names for _ in range(rounds)], ".again"))

@@ -772,12 +772,12 @@ static void l1_intercepts(void)
 #define CHANGES		12
 #define MANY		2000
 
-/* A new state and a new CPU each time; the vCPU changes level all the time. */
 static long long number_of(struct vm *vm, const char *name)
 {
 	return vm_number(vm->thread.tid, vm->kvm->fd, name);
 }
 
+/* A new state and a new CPU each time; the vCPU changes level all the time. */
 static void many_changes(void)
 {
 	int i, group = group_open(0), cpu = 1, next;

@@ -288,6 +288,7 @@ void check_some(const struct step *step, unsigned int turn);
 void check_all(void);
 void check_unchanged(unsigned int turn);
 
+uint64_t splitmix64(uint64_t *state);
 uint32_t next_random(void);
 /* What has another STREAM has other numbers. */
 void seed_random(uint32_t seed, uint32_t stream);

@@ -7,23 +7,26 @@
 
 static uint64_t random_state;
 
-static uint64_t mixed(uint64_t z)
+uint64_t splitmix64(uint64_t *state)
 {
+	uint64_t z = *state += 0x9e3779b97f4a7c15ULL;
+
 	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ULL;
 	z = (z ^ z >> 27) * 0x94d049bb133111ebULL;
 	return z ^ z >> 31;
 }
 
-/* Mixed, or the next seed would have the same numbers but for the first one. */
+/* Mixed, or a seed could be so many steps of another one, and its numbers the same from there on. */
 void seed_random(uint32_t seed, uint32_t stream)
 {
-	random_state = mixed(((uint64_t)stream << 32 | seed) + 1);
+	uint64_t state = (uint64_t)stream << 32 | seed;
+
+	random_state = splitmix64(&state);
 }
 
-/* splitmix64 */
 uint32_t next_random(void)
 {
-	return mixed(random_state += 0x9e3779b97f4a7c15ULL) >> 32;
+	return splitmix64(&random_state) >> 32;
 }
 
 unsigned int chance(unsigned int n)
@@ -331,9 +334,9 @@ static int pick_kind(void)
 	return i;
 }
 
-void any_step(struct step *step)
+static void step_of(struct step *step, int kind)
 {
-	*step = (struct step){ pick_kind(), chance(FILES), chance(FILES), chance(FILES) };
+	*step = (struct step){ kind, chance(FILES), chance(FILES), chance(FILES) };
 	if (step->kind <= STEP_BAD)
 		step->a %= VMS;
 	if (step->kind == STEP_BAD)
@@ -344,15 +347,22 @@ void any_step(struct step *step)
 		step->c = chance(FILES);
 }
 
+void any_step(struct step *step)
+{
+	step_of(step, pick_kind());
+}
+
+/* A file that a VM tracks, and nobody has any more, goes with the VM's device. */
+static int pick_kind_that_frees(void)
+{
+	int kind = chance(4) ? STEP_CLOSE : STEP_DEVICE_CLOSE;
+
+	return without_step[kind] ? pick_kind() : kind;
+}
+
 void pick_step(struct step *step)
 {
-	any_step(step);
-	/* A file that a VM tracks, and nobody has any more, goes with the VM's device. */
-	if (few_are_free() && chance(3) && !without_step[STEP_CLOSE])
-		step->kind = chance(4) || without_step[STEP_DEVICE_CLOSE] ? STEP_CLOSE :
-									    STEP_DEVICE_CLOSE;
-	if (step->kind <= STEP_BAD)
-		step->a %= VMS;
+	step_of(step, few_are_free() && chance(3) ? pick_kind_that_frees() : pick_kind());
 	if (chance(8))
 		fit(step);
 }

@@ -79,14 +79,10 @@ static void __attribute__((noreturn, format(printf, 1, 2))) race_fails(const cha
 	_exit(1);
 }
 
-/* splitmix64, for each thread */
+/* Each thread has a state of its own. */
 static unsigned int any(uint64_t *state, unsigned int n)
 {
-	uint64_t z = *state += 0x9e3779b97f4a7c15ULL;
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ULL;
-	z = (z ^ z >> 27) * 0x94d049bb133111ebULL;
-	return (uint32_t)(z ^ z >> 31) % n;
+	return (uint32_t)splitmix64(state) % n;
 }
 
 /*

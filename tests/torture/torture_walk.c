@@ -397,10 +397,6 @@ static void print_done(void)
 		printf(" %s %ld %ld %.0f", step_names[i], walk->done[i], walk->succeeded[i],
 		       walk->took[i] * 1e3);
 	printf("; compared %.0f\n", walk->compared * 1e3);
-	memset(walk->done, 0, sizeof(walk->done));
-	memset(walk->succeeded, 0, sizeof(walk->succeeded));
-	memset(walk->took, 0, sizeof(walk->took));
-	walk->compared = 0;
 }
 
 /*
@@ -485,6 +481,8 @@ static void walk_on(long steps)
 	share_walk();
 	memset(walk->done, 0, sizeof(walk->done));
 	memset(walk->succeeded, 0, sizeof(walk->succeeded));
+	memset(walk->took, 0, sizeof(walk->took));
+	walk->compared = 0;
 	memset(walk->seen, 0, sizeof(walk->seen));
 	walk->injected = 0;
 	walk->fault_kinds = 0;
