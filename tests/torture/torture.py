@@ -29,23 +29,30 @@ from kit import bases
 from kit import children
 from kit.common import TOP, Problem
 
-Host = collections.namedtuple("Host", "options memtypes", defaults=[False])
+# Options of lab/run, words for the kernel's command line, and whether with memtypes.ko
+Host = collections.namedtuple("Host", "options append memtypes", defaults=[(), False])
 FIXTURE = Host(["--iommu", "none"])
 # With memtypes each change tears down what is mapped for a guest, as with EPT.
 MEMTYPES = FIXTURE._replace(memtypes=True)
 # Where a base has it; elsewhere it is the fixture without.
 IOMMUFD = Host(["--iommu", "none", "--iommufd"])
-# runs.toml says why.
-HOSTS_DOMAIN = ["--append", "iommu=pt"]
-SNOOP_OFF = Host(["--edu", "4", "--snoop", "off", *HOSTS_DOMAIN], memtypes=True)
-SNOOP_ON = Host(["--edu", "4", "--snoop", "on", *HOSTS_DOMAIN])
+# runs.toml says why they have the host's domain.
+SNOOP_OFF = Host(["--edu", "4", "--snoop", "off"], ["iommu=pt"], memtypes=True)
+SNOOP_ON = Host(["--edu", "4", "--snoop", "on"], ["iommu=pt"])
 # To record who allocated what takes half the time of a step, and a leak is one of a path, not of a long
-# walk: the two other hosts look for it.
-NO_LEAKS = MEMTYPES._replace(options=[*MEMTYPES.options, "--append", "kmemleak=off"])
+# walk: a base's two other hosts look for it, each in so many steps at the most.
+LEAK_STEPS = 25000
+
+
+def without_leaks(host):
+    """It with a debug kernel that does not look for leaks"""
+    return host._replace(append=[*host.append, "kmemleak=off"], memtypes=True)
+
+
 # Which host gets which part of a base's steps, and how many steps a second are to be expected. The
 # debug kernel has iommufd, and is the first: what it finds is worth more than what comes after it.
 HOSTS = {
-    "debug": ((FIXTURE, 4, 15), (NO_LEAKS, 8, 30), (SNOOP_OFF, 3, 10)),
+    "debug": ((FIXTURE, 4, 15), (without_leaks(MEMTYPES), 8, 30), (SNOOP_OFF, 3, 10)),
     "debian": ((FIXTURE, 20, 300), (MEMTYPES, 20, 300), (IOMMUFD, 20, 300), (SNOOP_OFF, 15, 100),
                (SNOOP_ON, 10, 100)),
 }
@@ -69,6 +76,7 @@ class Run:
     def __init__(self, number, base, kernel, host, steps, seed, speed):
         self.name = f"torture-{number}-{base}"
         self.steps = steps
+        self.about = steps / speed      # seconds, at the most
         self.done = 0
         self.said = []
         self.status = None
@@ -77,9 +85,10 @@ class Run:
         folder = "vfio_testdev.debug" if kernel == "debug" else \
             "vfio_testdev.iommufd" if host is IOMMUFD else "vfio_testdev"
         walk = math.ceil(steps / COUNTED[kernel])
-        words = [*host.options, *["--memtypes"] * host.memtypes]
+        words = [*host.options, *host.append, *["--memtypes"] * host.memtypes]
         self.what = f"{base}, {kernel} kernel, {' '.join(words).replace('--', '')}, seed {seed}"
         self.command = ["lab/run", "--base", base, "--kernel", kernel, "--smp", "2", *host.options,
+                        "--append", " ".join(host.append),
                         "--name", self.name, "--timeout", str(600 + int(BESIDE * walk / speed))]
         self.command += ["--skips", "no fault injection|no kcov" if kernel == "debian" else
                          "the same without memory types"]
@@ -113,16 +122,26 @@ class Run:
         return self.status == 0 and self.done >= self.steps
 
 
+def shares(kernel, steps):
+    """Of a base: (host, steps, steps a second)"""
+    parts = sum(part for _, part, _ in HOSTS[kernel])
+    for host, part, speed in HOSTS[kernel]:
+        share = math.ceil(steps * part / parts)
+        leaks = kernel == "debug" and "kmemleak=off" not in host.append
+        most = min(share, LEAK_STEPS) if leaks else share
+        yield host, most, speed
+        if share > most:
+            yield without_leaks(host), share - most, 2 * speed
+
+
 def plan(args):
     wanted, seed, number = args.base.split(","), args.seed, 0
     for kernel in [args.kernel] if args.kernel else HOSTS:
-        parts = sum(part for _, part, _ in HOSTS[kernel])
         for base in wanted:
             bases.base(base)                # Problem if there is none
             if kernel == "debug" and not os.path.exists(os.path.join(TOP, "out", base, "debug/bzImage")):
                 raise Problem(f"there is no debug kernel of {base}; run: build/debug-kernel {base}")
-            for host, part, speed in HOSTS[kernel]:
-                steps = -(-args.steps * part // (parts * len(wanted)))
+            for host, steps, speed in shares(kernel, math.ceil(args.steps / len(wanted))):
                 number += 1
                 yield Run(number, base, kernel, host, steps, seed, speed)
                 # The walks of a run have the seeds from its own one on.
@@ -145,7 +164,8 @@ def main():
     if not runs:
         raise Problem("there is nothing to run.")
     with children.pool(args.jobs) as pool:
-        for future in [pool.submit(run.go) for run in runs]:
+        # The longest first: no core is without work before the end.
+        for future in [pool.submit(run.go) for run in sorted(runs, key=lambda run: -run.about)]:
             future.result()
     failed = [run for run in runs if not run.good()]
     for run in failed:
