@@ -61,6 +61,7 @@ BANNER = "Linux version "
 WATCHING = {"debug": "KernelAddressSanitizer initialized", "races": "kcsan: enabled early",
             "coverage": "version magic: 0x"}      # of gcov
 RUN_INIT = "Run /init as init process"
+SILENT = 120            # seconds: a kernel that boots says something more often
 END_MARK = "lab: end of run"
 BROKEN_MARK = "lab: BROKEN: "
 SPLATS = re.compile("|".join((
@@ -549,24 +550,40 @@ class Progress:
             self.last = 0
 
 
+def hangs_before_init(args, console):
+    """Has the kernel said nothing for long, without having run anything of the lab's?"""
+    if args.machine == "vmx":
+        return False                    # Bochs takes as long to unpack the initrd
+    try:
+        silent = time.time() - os.path.getmtime(console)
+    except FileNotFoundError:
+        return False
+    return silent > min(SILENT, args.timeout / 3) and RUN_INIT not in read_text(console)
+
+
 def wait_for(child, args, files, follower):
-    """Wait for the emulator's end; True if it ended by itself in time."""
+    """Wait for the emulator's end; why it does not end by itself, or ''."""
     progress = Progress(args.name)
     while True:
         try:
             child.wait(timeout=0.1)
             follower.poll()
             progress.clear()
-            return True
+            return ""
         except subprocess.TimeoutExpired:
             pass
         if follower.inside:
             progress.clear()
         follower.poll()
         progress.poll(follower.inside or follower.offset)
+        why = ""
         if progress.elapsed() > args.timeout:
+            why = f"no end after {args.timeout:.0f} s"
+        elif not follower.offset and hangs_before_init(args, files["console"]):
+            why = "the kernel hangs before it runs /init"
+        if why:
             progress.clear()
-            return False
+            return why
 
 
 def stop(child):
@@ -589,8 +606,8 @@ def boot(args, command, files):
     try:
         if args.interactive:
             child.wait()
-        elif not wait_for(child, args, files, Follower(files["result"])):
-            return f"no end after {args.timeout:.0f} s", files["console"]
+        elif why := wait_for(child, args, files, Follower(files["result"])):
+            return why, files["console"]
     finally:
         stop(child)
     if child.returncode:
