@@ -440,6 +440,10 @@ def count(checks, verdicts):
     return passed, failed, skipped
 
 
+def report_name(kernel):
+    return f"check-{kernel}.ktap" if kernel in DEBUG_KERNELS else "check.ktap"
+
+
 def summary(checks, args):
     by_name = {check.name: check for check in checks}
     verdicts = {check.name: judge(check, by_name) for check in checks}
@@ -452,7 +456,7 @@ def summary(checks, args):
         wrong += details(check, why) if why else []
     stock = stock_list(checks, by_name)
     passed, failed, skipped = count(checks, verdicts)
-    name = f"check-{args.kernel}.ktap" if args.kernel in DEBUG_KERNELS else "check.ktap"
+    name = report_name(args.kernel)
     path = os.path.join(TOP, "out", name)
     write(path, "\n".join([*whole, *stock]) + "\n")
     print("\n".join([*stock, *short, *wrong, f"# every case: out/{name}"]))

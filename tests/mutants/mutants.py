@@ -4,9 +4,17 @@
 
     tests/mutants/mutants [--base 6.1] [--only REGEX]
 
-Each patch changes one file of the repository. Its head says which checks have to notice:
+Each patch changes one file of the repository. Its head says which checks have to notice, each of
+them, and may say which cases have to fail, as tests/orders.toml names them:
 
     # noticed by: vfio_dev_test-on mixed
+    # fails: tests/mixed/mixed_held.c: DEL while a file is being added
+
+A check notices by a case that fails, or by what it is told of a run as a whole, as by a kernel that
+complains. That a run breaks off, or takes too long, tells of anything; it counts where the head says
+why no case can tell:
+
+    # breaks: the kernel waits for itself
 
 If what it breaks shows itself only to a kernel that watches itself (build/debug-kernel), it says
 
@@ -30,11 +38,13 @@ import shutil
 import subprocess
 
 from kit import bases
+from kit import ktap
 from kit.common import TOP, Problem, read, rel
 from tests import runner
 
 HERE = os.path.join(TOP, "tests/mutants")
 COPY = os.path.join(TOP, "out", "mutants")
+SAID = 8                # how many cases are named that a mutant makes fail
 NAME = re.compile(rf"(?P<name>[\w-]+?)(?:\.(?P<version>{bases.VERSION}))?\.patch")
 
 
@@ -47,6 +57,8 @@ class Mutant:
         self.text = read(path)
         noticed = re.search(r"^# noticed by: (.+)$", self.text, re.M)
         self.checks = noticed[1].split() if noticed else []
+        self.fails = re.findall(r"^# fails: (.+)$", self.text, re.M)
+        self.breaks = bool(re.search(r"^# breaks: .", self.text, re.M))
         kernel = re.search(r"^# kernel: (.+)$", self.text, re.M)
         self.kernel = kernel[1] if kernel else "debian"
         self.files = re.findall(r"^\+\+\+ b/(\S+)", self.text, re.M)
@@ -76,6 +88,51 @@ def mutants(base, only):
         mutant = Mutant(name, os.path.join(HERE, files[version]))
         if mutant.files:
             yield mutant
+
+
+def missing_case(name):
+    """What NAME names is a file and, if it goes on, a case: its name, or TEST_F(...) of a kselftest."""
+    path, _, case = name.partition(": ")
+    if not os.path.isfile(os.path.join(TOP, path)):
+        return f"there is no {path}"
+    text = read(os.path.join(TOP, path))
+    if case and f'"{case}"' not in text and not (case.startswith("TEST_F(") and case in text):
+        return f"{path} has no case '{case}'"
+    return ""
+
+
+def is_case(name, case):
+    """Is NAME, as a report has it, that case, a variant of it, or a phase that an oracle judges?"""
+    if m := re.fullmatch(r"TEST_F\((\w+), (\w+)\)", case):
+        return bool(re.fullmatch(rf"{m[1]}(\.\w+)?\.{m[2]}", name))
+    return name == case or name.startswith(case + ": ")
+
+
+def checks_in(report):
+    """Of what tests/check leaves: the name of each check, its cases that failed, and its own line."""
+    inner = []
+    for line in report.splitlines():
+        if line.startswith("    "):
+            inner.append(line[4:])
+        elif m := ktap.RESULT.match(line):
+            cases, _ = ktap.parse("\n".join(inner))
+            yield m["name"], [case.name for case in cases if case.state == "not ok"], line
+            inner = []
+
+
+def unnoticed(mutant, report):
+    """Why a report does not show what the mutant breaks, or ''."""
+    failing = []
+    for check, cases, line in checks_in(report):
+        failing += cases
+        if "BROKEN: " in line and not (mutant.breaks or mutant.fails):
+            return f"{check} broke off"
+        if not line.startswith("not ok"):
+            return f"{check} passes"
+    for case in mutant.fails:
+        if not any(is_case(name, case.partition(": ")[2]) for name in failing):
+            return f"it does not fail: {case}"
+    return ""
 
 
 def repository_files():
@@ -133,7 +190,7 @@ def builds(base, kernel, checks):
 
 
 def run_checks(base, kernel, name, checks):
-    """Returns (how many cases failed, what was said, with the first such case or broken run)."""
+    """Returns (its report, what was said, with the first cases that failed or a broken run)."""
     log = os.path.join(COPY, "out", name + ".log")
     for what in builds(base, kernel, checks):
         if make(base, what, log):
@@ -149,30 +206,32 @@ def run_checks(base, kernel, name, checks):
                           f"({os.path.relpath(log, TOP)})")
     broken = [line for line in lines if re.match(r"not ok .*BROKEN", line)]
     cases = [line for line in lines if line.startswith("# not ok: ")]
-    return int(counts[1]), "; ".join([lines[-1], *broken, *(case[2:] for case in cases[:1])])
+    report = read(os.path.join(COPY, "out", runner.report_name(kernel)))
+    return report, "; ".join([lines[-1], *broken, *(case[2:] for case in cases[:SAID])])
 
 
 def run_unbroken(base, todo):
     copy_repository(base)
     for kernel in sorted({mutant.kernel for mutant in todo}):
         checks = sorted({check for mutant in todo if mutant.kernel == kernel for check in mutant.checks})
-        failed, said = run_checks(base, kernel, f"unbroken-{kernel}", checks)
-        if failed:
+        report, said = run_checks(base, kernel, f"unbroken-{kernel}", checks)
+        if any(line.startswith("not ok") for _, _, line in checks_in(report)):
             raise Problem(f"the checks fail with nothing broken: {said}; "
                           f"see out/mutants/out/unbroken-{kernel}.log.")
         print(f"# nothing broken, {kernel} kernel: {said}", flush=True)
 
 
 def try_mutant(base, mutant):
-    """(how many cases failed, what was said)"""
+    """(why it was not noticed, what was said)"""
     copy_repository(base)
     why = mutant.apply(COPY)
     if why:
-        return 0, why
+        return why, ""
     try:
-        return run_checks(base, mutant.kernel, mutant.name, mutant.checks)
+        report, said = run_checks(base, mutant.kernel, mutant.name, mutant.checks)
     except Problem as problem:              # the others can still be tried
-        return 0, str(problem)
+        return str(problem), ""
+    return unnoticed(mutant, report), said
 
 
 def main():
@@ -191,9 +250,9 @@ def main():
     run_unbroken(args.base, todo)
     missed = 0
     for number, mutant in enumerate(todo, 1):
-        failed, said = try_mutant(args.base, mutant)
-        missed += not failed
-        print(f"{'ok' if failed else 'not ok'} {number} {mutant.name} # "
-              f"{' '.join(mutant.checks)}: {said}", flush=True)
+        why, said = try_mutant(args.base, mutant)
+        missed += bool(why)
+        print(f"{'not ok' if why else 'ok'} {number} {mutant.name} # "
+              f"{' '.join(mutant.checks)}: {'; '.join(filter(None, (why, said)))}", flush=True)
     copy_repository(args.base)
     return 1 if missed else 0
