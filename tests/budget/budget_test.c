@@ -668,15 +668,29 @@ static void shared_flush(void)
 		     count(&vm, "wbinvd_shared"));
 	must_have_shared(v, w);
 
-	phase("after it each is noted for its own CPU, or takes over the other's");
+	phase("after it each is noted for its own CPU, wherever it goes");
+	must(pin(v->thread.tid, 1));
 	begin(v, 1);
 	end(v);
-	expected.guest[3] = 1;
-	expect_flush(3);
+	expected.guest[1] = 1;
+	must(pin(w->thread.tid, 3));
 	begin(w, 1);
 	end(w);
-	expected.guest[2] = 1;
+	expected.guest[3] = 1;
+	expect_flush(1);
 	expect_flush(2);
+	expect_flushes(3, 2);
+	phase_end();
+
+	phase("and for no other");
+	begin(v, 1);
+	end(v);
+	expected.guest[1] = 1;
+	expect_flush(1);
+	begin(w, 1);
+	end(w);
+	expected.guest[3] = 1;
+	expect_flush(3);
 	phase_end();
 }
 
