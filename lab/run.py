@@ -550,20 +550,26 @@ class Progress:
             self.last = 0
 
 
-def hangs_before_init(args, console):
-    """Has the kernel said nothing for long, without having run anything of the lab's?"""
-    if args.machine == "vmx":
-        return False                    # Bochs takes as long to unpack the initrd
-    try:
-        silent = time.time() - os.path.getmtime(console)
-    except FileNotFoundError:
-        return False
-    return silent > min(SILENT, args.timeout / 3) and RUN_INIT not in read_text(console)
+class Boot:
+    """Does the kernel say nothing for long, without having run anything of the lab's?"""
+
+    def __init__(self, args, console):
+        # Bochs takes as long to unpack the initrd.
+        self.limit = min(SILENT, args.timeout / 3) if args.machine == "svm" else float("inf")
+        self.console = console
+        self.size, self.since = 0, time.monotonic()
+
+    def hangs(self):
+        size = os.path.getsize(self.console) if os.path.exists(self.console) else 0
+        if size != self.size:
+            self.size, self.since = size, time.monotonic()
+        return (size > 0 and time.monotonic() - self.since > self.limit and
+                RUN_INIT not in read_text(self.console))
 
 
 def wait_for(child, args, files, follower):
     """Wait for the emulator's end; why it does not end by itself, or ''."""
-    progress = Progress(args.name)
+    progress, kernel = Progress(args.name), Boot(args, files["console"])
     while True:
         try:
             child.wait(timeout=0.1)
@@ -579,7 +585,7 @@ def wait_for(child, args, files, follower):
         why = ""
         if progress.elapsed() > args.timeout:
             why = f"no end after {args.timeout:.0f} s"
-        elif not follower.offset and hangs_before_init(args, files["console"]):
+        elif not follower.offset and kernel.hangs():
             why = "the kernel hangs before it runs /init"
         if why:
             progress.clear()
