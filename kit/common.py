@@ -110,8 +110,8 @@ def command(name, main, broken=1):
         print(f"{name}: {problem}", file=sys.stderr)
     except FileNotFoundError as error:
         # A program has no path, and a file does.
-        missing = error.filename or "a file"
-        print(f"{name}: {missing}: {error.strerror}" if "/" in str(missing) else
+        missing = str(error.filename)
+        print(f"{name}: {missing}: {error.strerror}" if "/" in missing else
               f"{name}: {missing} is not installed.", file=sys.stderr)
     except OSError as error:
         print(f"{name}: {error.filename or 'out/'}: {error.strerror}; make room or correct its "
